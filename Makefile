@@ -1,0 +1,58 @@
+# Every command a person needs; each sets up what it needs in .venv first. `make help` lists them.
+
+PYTHON ?= python3
+EXTRA ?= cpu
+VENV := .venv
+BIN := $(VENV)/bin
+
+# The two builds of ONNX Runtime overwrite each other's files, so the other one goes before this one comes.
+ifeq ($(EXTRA),cpu)
+OTHER_RUNTIME := onnxruntime-gpu
+else ifeq ($(EXTRA),gpu)
+OTHER_RUNTIME := onnxruntime
+else
+$(error EXTRA is '$(EXTRA)': it must be cpu or gpu)
+endif
+
+SERVE_READY := $(VENV)/ready-serve-$(EXTRA)
+TEST_READY := $(VENV)/ready-test-$(EXTRA)
+
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+.PHONY: help serve test
+
+help:
+	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
+	@echo "make test    install what is missing into .venv and run every check"
+	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
+
+serve: $(SERVE_READY)
+	$(BIN)/deecap serve
+
+test: $(TEST_READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/pytest
+
+$(BIN)/python:
+	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' here; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1); DeeCap needs Python 3.11 or later: say PYTHON=python3.12, for instance" >&2; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+# An order-only need: the interpreter's own date says nothing about what is installed.
+$(SERVE_READY): pyproject.toml | $(BIN)/python
+	$(call install,$(EXTRA))
+	@touch $@
+
+$(TEST_READY): pyproject.toml | $(BIN)/python
+	$(call install,$(EXTRA)$(comma)train$(comma)dev)
+	@touch $@ $(SERVE_READY)
+
+comma := ,
+define install
+	@echo "Setting up $(VENV) with .[$(1)]: minutes the first time, nothing after that"
+	@if $(BIN)/python -m pip show --quiet $(OTHER_RUNTIME) 2>/dev/null; then \
+	    rm -f $(VENV)/ready-*; $(BIN)/python -m pip uninstall --yes onnxruntime onnxruntime-gpu; fi
+	$(BIN)/python -m pip install --editable '.[$(1)]'
+endef

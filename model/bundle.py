@@ -1,0 +1,125 @@
+"""A bundle: one folder with all that a worker needs. Written by training, read by the captioner; never pickles.
+
+`config.json` sizes and exit policy, `vocabulary.json` the words, `weights.safetensors` matrices as int8 with a
+float32 scale per row and the rest as float32, `extractor.onnx`, `speeds.json` the measured speed table, and
+`MODEL_CARD.md` for people.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from model.config import DeeCapConfig
+from model.deecap import DeeCap
+from model.exits import ExitPolicy, SpeedTable
+from model.vocabulary import Vocabulary
+
+FORMAT = 1
+CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
+EXTRACTOR, SPEEDS, MODEL_CARD = "extractor.onnx", "speeds.json", "MODEL_CARD.md"
+REQUIRED = (CONFIG, VOCABULARY, WEIGHTS, EXTRACTOR, SPEEDS)
+SHIPPED = Path(__file__).parent / "bundles" / "deecap-flickr8k"
+_SCALE = ".scale"
+
+
+class BundleError(ValueError):
+    """The folder is not a bundle that this version can read; the message says what is wrong."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A bundle in memory, but for the extractor, which ONNX Runtime reads from `folder`."""
+
+    folder: Path
+    name: str
+    revision: str
+    model: DeeCap
+    vocabulary: Vocabulary
+    policy: ExitPolicy
+    speeds: SpeedTable
+
+
+def pack_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Matrices to int8 with a scale per row (of the last axis), symmetric; vectors to float32."""
+    packed: dict[str, Tensor] = {}
+    for name, tensor in state.items():
+        value = tensor.detach().float().contiguous()
+        if value.ndim < 2:
+            packed[name] = value.clone()
+            continue
+        scale = value.abs().amax(-1, keepdim=True).clamp_min(1e-12) / 127
+        packed[name] = (value / scale).round().to(torch.int8)
+        packed[name + _SCALE] = scale
+    return packed
+
+
+def unpack_weights(packed: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What `pack_weights` kept, as float32."""
+    return {
+        name: tensor.float() * packed[name + _SCALE] if tensor.dtype == torch.int8 else tensor
+        for name, tensor in packed.items()
+        if not name.endswith(_SCALE)
+    }
+
+
+def write_json(path: Path, data: Any) -> None:
+    """Readable and in a fixed order, so that the same content is the same bytes."""
+    path.write_text(json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def save_model(folder: Path, name: str, model: DeeCap, vocabulary: Vocabulary, policy: ExitPolicy) -> None:
+    """Writes config, vocabulary and weights into `folder`; extractor, speeds and card are their makers' to write."""
+    folder.mkdir(parents=True, exist_ok=True)
+    config = {"format": FORMAT, "name": name, "model": model.config.to_json(), "tested_layers": list(policy.tested)}
+    write_json(folder / CONFIG, config)
+    write_json(folder / VOCABULARY, list(vocabulary.words))
+    save_file(pack_weights(model.state_dict()), folder / WEIGHTS)
+
+
+def revision_of(folder: Path) -> str:
+    """First 12 hexadecimal digits of the SHA-256 over the bundle's working files, in a fixed order."""
+    digest = hashlib.sha256()
+    for name in REQUIRED:
+        content = (folder / name).read_bytes()
+        digest.update(f"{name} {len(content)}\n".encode())
+        digest.update(content)
+    return digest.hexdigest()[:12]
+
+
+def load_bundle(folder: Path) -> Bundle:
+    """Raises `BundleError` for a folder that is missing, incomplete, of another format or inconsistent."""
+    missing = [name for name in REQUIRED if not (folder / name).is_file()]
+    if missing:
+        raise BundleError(f"{folder} is not a whole bundle: {', '.join(missing)} not there")
+    config = _read_json(folder / CONFIG)
+    if not isinstance(config, dict) or config.get("format") != FORMAT:
+        raise BundleError(f"{folder / CONFIG} is not of format {FORMAT}, the one this version reads")
+    try:
+        model = DeeCap(DeeCapConfig.from_json(config["model"]))
+        policy = ExitPolicy(tuple(config["tested_layers"]))
+        policy.validate(model.layers)
+        vocabulary = Vocabulary(_read_json(folder / VOCABULARY))
+        speeds = SpeedTable.from_json(_read_json(folder / SPEEDS))
+        model.load_state_dict(unpack_weights(load_file(folder / WEIGHTS)))
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{folder} is not a usable bundle: {error}") from error
+    if len(vocabulary) != model.config.vocabulary_size:
+        raise BundleError(f"{folder}: {len(vocabulary)} words, but the network has {model.config.vocabulary_size}")
+    model.requires_grad_(False).eval()
+    return Bundle(folder, str(config.get("name", folder.name)), revision_of(folder), model, vocabulary, policy, speeds)
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise BundleError(f"{path} cannot be read: {error}") from error

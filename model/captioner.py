@@ -1,0 +1,136 @@
+"""The two-step public API: `regions = captioner.look(image)`, then `captioner.describe(regions, speed)`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
+from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
+from model.caption import Caption, Regions, Word
+from model.decoding.search import Step, beam_search, greedy_search
+from model.exits import ResolvedSpeed, SpeedTable
+from model.vocabulary import EOS
+
+
+class Captioner:
+    """A bundle ready to caption. `look` is the dear, speed-independent part; `describe` is the cheap one.
+
+    Not thread-safe: one thread calls it.
+    """
+
+    def __init__(self, bundle: Bundle, extractor: Extractor, device: str) -> None:
+        """`device` is "cpu" or "cuda"; the extractor runs where it was made to."""
+        self.bundle = bundle
+        self.device = device
+        self._extractor = extractor
+        self._model = bundle.model.to(device)
+
+    @classmethod
+    def load(cls, bundle: Path, device: str = "auto") -> Captioner:
+        """`device`: auto (a GPU where both torch and ONNX Runtime have one, else the CPU), cpu, or cuda.
+
+        Raises `model.bundle.BundleError` for a folder that is not a whole bundle, or a device that is not there.
+        """
+        chosen = choose_device(device)
+        loaded = load_bundle(bundle)
+        try:
+            extractor = Extractor(bundle / EXTRACTOR, chosen)
+        except ExtractorError as error:
+            raise BundleError(str(error)) from error
+        if extractor.feature_width != loaded.model.config.feature_width:
+            raise BundleError(
+                f"{bundle}: the extractor gives {extractor.feature_width} numbers per region, "
+                f"the network reads {loaded.model.config.feature_width}"
+            )
+        return cls(loaded, extractor, chosen)
+
+    @property
+    def name(self) -> str:
+        return self.bundle.name
+
+    @property
+    def revision(self) -> str:
+        """First 12 hexadecimal digits of the SHA-256 over the bundle's files."""
+        return self.bundle.revision
+
+    @property
+    def layers(self) -> int:
+        """N of the decoder."""
+        return self._model.layers
+
+    @property
+    def speeds(self) -> SpeedTable:
+        return self.bundle.speeds
+
+    def look(self, image: Image.Image) -> Regions:
+        """Any Pillow image -> its regions. Raises `OSError` where the pixels cannot be decoded."""
+        return self._extractor.look([image])[0]
+
+    def look_batch(self, images: Sequence[Image.Image]) -> list[Regions]:
+        """`look` for several images in one run of the extractor."""
+        return self._extractor.look(images)
+
+    def describe(
+        self, regions: Regions, speed: str | float | None = None, *, tau: float | None = None, beam: int = 1
+    ) -> Caption:
+        """The caption at a speed (default balanced) or at a threshold τ in nats.
+
+        Raises `UnknownSpeedError` for a speed or τ that the bundle does not offer, `ValueError` for a beam outside 1..5.
+        """
+        return self.describe_batch([regions], [self.speeds.resolve(speed, tau)], beam)[0]
+
+    @torch.inference_mode()
+    def describe_batch(
+        self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1
+    ) -> list[Caption]:
+        """Captions of several images, each at its own resolved speed; images may have different numbers of regions."""
+        features, boxes, mask = (part.to(self.device) for part in stack_regions(batch))
+        memory = self._model.encode(features, boxes, mask)
+        taus = [speed.tau for speed in speeds]
+        policy = self.bundle.policy
+        if beam == 1:
+            decoded = greedy_search(self._model, memory, taus, policy, mask)
+        else:
+            decoded = beam_search(self._model, memory, taus, policy, beam, mask)
+        return [
+            Caption(tuple(self._word(step) for step in steps), speed, self.layers)
+            for steps, speed in zip(decoded.captions, speeds, strict=True)
+        ]
+
+    def _word(self, step: Step) -> Word:
+        text = "" if step.token == EOS else self.bundle.vocabulary.words[step.token]
+        return Word(text, step.exit_layer, step.entropy, step.log_probability)
+
+
+def stack_regions(batch: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Features `(B, R, F)`, boxes `(B, R, 4)` and mask `(B, R)`, padded to the most regions of the batch."""
+    most = max(len(regions.boxes) for regions in batch)
+    features = np.zeros((len(batch), most, batch[0].features.shape[1]), dtype=np.float32)
+    boxes = np.zeros((len(batch), most, 4), dtype=np.float32)
+    mask = np.zeros((len(batch), most), dtype=bool)
+    for row, regions in enumerate(batch):
+        count = len(regions.boxes)
+        features[row, :count], boxes[row, :count], mask[row, :count] = regions.features, regions.boxes, True
+    return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)
+
+
+def choose_device(device: str) -> str:
+    """`auto`, `cpu` or `cuda` to what is used. Raises `BundleError` for another name, or a GPU that is not there."""
+    if device == "cpu":
+        return device
+    if device not in ("auto", "cuda"):
+        raise BundleError(f"device must be auto, cpu or cuda, not {device!r}")
+    import onnxruntime
+
+    torch_can = torch.cuda.is_available()
+    if torch_can and PROVIDERS["cuda"] in onnxruntime.get_available_providers():
+        return "cuda"
+    if device == "auto":
+        return "cpu"
+    lacking = "ONNX Runtime has no CUDA provider: install 'deecap[gpu]'" if torch_can else "torch sees no GPU"
+    raise BundleError(f"device cuda was asked for, but {lacking}")

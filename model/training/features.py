@@ -1,0 +1,93 @@
+"""Frozen features of a data set's photos, computed once into a file that training maps into memory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
+from model.bottom_up.trunk import Trunk
+from model.training.photos import iterate_photos
+
+BATCH = 32
+GRID = INPUT_SIZE // 16
+BOTTOM_SHAPE = (120, GRID, GRID)  # what `Trunk.bottom` yields for one photo
+FULL, FLIPPED, CROPPED, CROPPED_FLIPPED = range(4)  # the views of a photo that are kept
+SMALLEST_CROP = 0.75  # of each side
+
+
+def view_pixels(photo: np.ndarray, view: int, seed: int) -> np.ndarray:
+    """One view of a photo, uint8 `(224, 224, 3)` to the same: whole or cropped, as it is or mirrored.
+
+    Crops are drawn from `seed` and the photo's own pixels do not matter, so a re-run gives the same views.
+    """
+    if view in (CROPPED, CROPPED_FLIPPED):
+        random = np.random.default_rng([seed, view])
+        height, width = (random.uniform(SMALLEST_CROP, 1.0, size=2) * PHOTO_SIZE).astype(int)
+        top, left = random.integers(0, PHOTO_SIZE - height + 1), random.integers(0, PHOTO_SIZE - width + 1)
+        crop = torch.from_numpy(photo[top : top + height, left : left + width].copy()).permute(2, 0, 1)[None].float()
+        crop = crop * random.uniform(0.8, 1.2)  # brightness
+        resized = torch.nn.functional.interpolate(crop, size=(PHOTO_SIZE, PHOTO_SIZE), mode="bicubic", antialias=True)
+        photo = resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
+    if view in (FLIPPED, CROPPED_FLIPPED):
+        photo = photo[:, ::-1]
+    return np.ascontiguousarray(photo)
+
+
+def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int, cache: Path) -> np.ndarray:
+    """float16 `(len(names), views, 120, 18, 18)`: the frozen lower trunk over every view of every photo.
+
+    Kept in `cache` (an `.npy` beside a `.json` of names and progress) and continued there after a stop.
+    Raises `FileNotFoundError` for photos that `folder` does not hold, `ValueError` for a cache of other names.
+    """
+    shape = (len(names), views, *BOTTOM_SHAPE)
+    index_path = cache.with_suffix(".json")
+    if index_path.exists():
+        index = json.loads(index_path.read_text())
+        if index["names"] != list(names) or index["views"] != views:
+            raise ValueError(f"{cache} holds the features of other photos: remove it or choose another work folder")
+        done = set(index["done"])
+        features = np.lib.format.open_memmap(cache, mode="r+")
+    else:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        features = np.lib.format.open_memmap(cache, mode="w+", dtype=np.float16, shape=shape)
+        done = set()
+    row = {name: number for number, name in enumerate(names)}
+    wanted = set(names) - done
+    if not wanted:
+        return features
+
+    def save() -> None:
+        features.flush()
+        partial = index_path.with_suffix(".part")
+        partial.write_text(json.dumps({"names": list(names), "views": views, "done": sorted(done)}))
+        partial.replace(index_path)
+
+    batch: list[tuple[str, np.ndarray]] = []
+
+    def flush() -> None:
+        pixels = np.stack([view_pixels(photo, view, row[name]) for name, photo in batch for view in range(views)])
+        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+            x = normalise(torch.from_numpy(pixels)).to(memory_format=torch.channels_last)
+            y = trunk.bottom(x).to(torch.float16).numpy()
+        for (name, _), value in zip(batch, y.reshape(len(batch), views, *BOTTOM_SHAPE), strict=True):
+            features[row[name]] = value
+            done.add(name)
+        batch.clear()
+
+    trunk = trunk.to(memory_format=torch.channels_last)
+    for number, item in enumerate(tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")):
+        batch.append(item)
+        if len(batch) * views >= BATCH:
+            flush()
+        if number % 1000 == 999:
+            save()
+    if batch:
+        flush()
+    save()
+    return features

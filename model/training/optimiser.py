@@ -1,0 +1,55 @@
+"""AdamW, the learning-rate schedules, and the freezing of decoder layers."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from torch import nn
+
+from model.deecap import DeeCap
+from model.training.settings import StageSettings
+
+
+def make_optimiser(model: nn.Module, trunk_parameters: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:
+    """Two rates: group 0 and 1 are the model (matrices decay, the rest does not), group 2 the trunk, if any."""
+    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    groups = [
+        {"params": [p for p in learning if p.ndim > 1], "weight_decay": stage.weight_decay},
+        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
+        {"params": trunk_parameters, "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def rate_at(step: int, steps_per_epoch: int, stage: StageSettings) -> float:
+    """Learning rate at a step of the stage: linear warm-up, then a cosine, or steps of `decay` as in the paper."""
+    if step < stage.warmup_steps:
+        return stage.learning_rate * (step + 1) / stage.warmup_steps
+    if stage.decay_every:
+        return stage.learning_rate * float(stage.decay ** (step // (steps_per_epoch * stage.decay_every)))
+    total = max(1, stage.epochs * steps_per_epoch - stage.warmup_steps)
+    share = min(1.0, (step - stage.warmup_steps) / total)
+    low, high = stage.final_learning_rate, stage.learning_rate
+    return low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def freezing_chances(layers: int) -> list[float]:
+    """p_m = (N - m) / (N - 1) for m = 1..N (section 3.4): from 1 at the first layer to 0 at the last."""
+    return [(layers - m) / (layers - 1) if layers > 1 else 0.0 for m in range(1, layers + 1)]
+
+
+def freeze_layers(model: DeeCap, random: np.random.Generator) -> list[int]:
+    """Drops the gradients of decoder layers by their chance and returns their numbers.
+
+    Called between backward and the optimiser's step. Dropped, not zeroed: Adam's momentum would move a parameter
+    whose gradient is merely zero.
+    """
+    frozen = []
+    for m, chance in enumerate(freezing_chances(model.layers), start=1):
+        if random.random() < chance:
+            frozen.append(m)
+            for parameter in model.decoder[m - 1].parameters():
+                parameter.grad = None
+    return frozen

@@ -1,0 +1,42 @@
+"""Photos of a data set, by name, from a folder of image files or of tar archives."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from model.bottom_up.preprocess import to_pixels
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+
+
+def iterate_photos(folder: Path, names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Yields `(name, uint8 (224, 224, 3))` for each of `names` found in `folder`, plain files before archives.
+
+    Raises `FileNotFoundError` at the end if any name was not found, naming the first few.
+    """
+    missing = set(names)
+    for path in sorted(folder.rglob("*")) if folder.is_dir() else []:
+        if path.suffix.lower() in SUFFIXES and path.name in missing:
+            missing.discard(path.name)
+            with Image.open(path) as image:
+                yield path.name, to_pixels(image)
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as archive:
+                for member in archive:
+                    name = Path(member.name).name
+                    if not member.isfile() or name not in missing:
+                        continue
+                    missing.discard(name)
+                    stream = archive.extractfile(member)
+                    assert stream is not None  # it is a file
+                    with Image.open(io.BytesIO(stream.read())) as image:
+                        yield name, to_pixels(image)
+    if missing:
+        some = ", ".join(sorted(missing)[:3])
+        raise FileNotFoundError(f"{len(missing)} photos are not in {folder}: {some}, ...")

@@ -1,0 +1,40 @@
+"""Captions drawn at random from the full-depth model, a word at a time: what self-critical training scores."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from model.decoding.search import emission_logits
+from model.decoding.state import DecoderState
+from model.deecap import DeeCap
+from model.vocabulary import BOS, EOS
+
+
+@torch.no_grad()
+def sample_captions(
+    model: DeeCap, memory: Tensor, count: int, mask: Tensor | None = None, generator: torch.Generator | None = None
+) -> list[list[int]]:
+    """`count` captions for each image of `memory (B, R, d)`, those of one image side by side, without BOS.
+
+    A caption ends with EOS unless it ran to the model's longest.
+    """
+    state = DecoderState(model, memory, mask, captions_per_image=count)
+    rows = memory.shape[0] * count
+    captions: list[list[int]] = [[] for _ in range(rows)]
+    live = torch.arange(rows, device=memory.device)
+    tokens = torch.full((rows,), BOS, device=memory.device)
+    for _ in range(model.config.max_words):
+        state.append(tokens)
+        for m in range(1, model.layers + 1):
+            state.run_layer(m, live)
+        z = state.newest(model.layers, live)[-1]
+        chances = emission_logits(model, z).float().softmax(-1)
+        drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        for row, word in zip(live.tolist(), drawn.tolist(), strict=True):
+            captions[row].append(word)
+        tokens[live] = drawn
+        live = live[drawn != EOS]
+        if not len(live):
+            break
+    return captions

@@ -1,0 +1,95 @@
+"""What a training run is told: one TOML file, read into these classes, unknown names refused."""
+
+from __future__ import annotations
+
+import dataclasses
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+KINDS = ("backbone", "self_critical", "exits")
+
+
+@dataclass(frozen=True)
+class DataSettings:
+    """Where the photos and captions are, relative to the data folder given on the command line."""
+
+    captions: str  # Karpathy-style JSON
+    photos: str  # folder of image files or tar archives, looked through with its sub-folders
+    extra_captions: str = ""  # more captioned photos for the train split, in the same form
+    extra_photos: str = ""
+    unlabelled_photos: str = ""  # photos without captions, for the stages that learn from the model's own
+    region_features: str = ""  # folder of `<photo stem>.npz` with `features (R, F)` and `boxes (R, 4)`, or `.npy`
+
+
+@dataclass(frozen=True)
+class StageSettings:
+    """One stage of training. What a kind does not use is left at its default."""
+
+    name: str
+    kind: str
+    epochs: int
+    learning_rate: float
+    final_learning_rate: float = 0.0  # end of the cosine; with `decay_every` not used
+    decay_every: int = 0  # epochs; 0: cosine. The paper: times 0.9 every five epochs
+    decay: float = 0.9
+    warmup_steps: int = 0
+    batch_images: int = 16
+    captions_per_image: int = 5
+    label_smoothing: float = 0.0
+    weight_decay: float = 0.01
+    gradient_norm: float = 1.0
+    patience: int = 3  # epochs without a better validation CIDEr until the stage ends
+    tune_trunk_from: int = -1  # epoch from which the upper trunk learns too; -1: never
+    trunk_learning_rate: float = 0.0
+    shallow_exit_weight: float = 0.0  # backbone: of one sampled exit m < N, read as h_m
+    lambda_: float = 0.5  # exits: equation 11
+    distillation: float = 0.0  # exits: weight of the KL divergence from the frozen final exit
+    own_captions: float = 0.0  # exits: share of the targets that are the starting model's own beam captions
+    freeze_layers: bool = True  # exits: section 3.4's per-step freezing
+    freeze_backbone: bool = False  # exits: nothing but exits, imitators and gate learns
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """A whole run: data, model, stages in order."""
+
+    name: str
+    seed: int
+    data: DataSettings
+    model: dict[str, Any]  # `DeeCapConfig` without vocabulary and feature sizes, which come from the data
+    stages: tuple[StageSettings, ...]
+    views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
+    average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
+    least_count: int = 5  # times a word must be seen
+    validation_batch: int = 100
+
+
+def _build(kind: type, data: dict[str, Any], where: str) -> Any:
+    names = {item.name.rstrip("_"): item.name for item in dataclasses.fields(kind)}
+    unknown = set(data) - set(names)
+    if unknown:
+        raise ValueError(f"{where}: unknown setting {', '.join(sorted(unknown))}")
+    try:
+        return kind(**{names[name]: value for name, value in data.items()})
+    except TypeError as error:
+        raise ValueError(f"{where}: {error}") from error
+
+
+def read_settings(path: Path) -> TrainSettings:
+    """Raises `ValueError` naming what is wrong in the file, `FileNotFoundError` when it is not there."""
+    try:
+        raw = tomllib.loads(path.read_text())
+    except tomllib.TOMLDecodeError as error:
+        raise ValueError(f"{path}: {error}") from error
+    stages = []
+    for number, stage in enumerate(raw.pop("stage", []), start=1):
+        built = _build(StageSettings, stage, f"{path}, stage {number}")
+        if built.kind not in KINDS:
+            raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
+        stages.append(built)
+    if not stages:
+        raise ValueError(f"{path}: no [[stage]]")
+    data = _build(DataSettings, raw.pop("data", {}), f"{path}, [data]")
+    return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))

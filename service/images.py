@@ -1,0 +1,100 @@
+"""From a request's bytes to a picture: which format it is, whether its size is allowed, and all its pixels."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from io import BytesIO
+
+from PIL import Image, ImageOps
+
+from service.errors import Problem
+
+FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
+# Header lengths that BMP files declare at offset 14. "BM" alone would take much plain text for a picture.
+_BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+
+
+@dataclass(frozen=True)
+class ImageLimits:
+    """What pictures are let in; checked on the header, before any pixel is decoded."""
+
+    max_pixels: int  # width x height
+    min_side: int  # pixels
+
+
+def sniff(data: bytes) -> str | None:
+    """The Pillow name of the format that the first bytes say, None for none of `FORMATS`.
+
+    The bytes decide and never the declared type: clients get that wrong, and Pillow knows formats we do not want.
+    """
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith((b"II*\x00", b"MM\x00*", b"II+\x00", b"MM\x00+")):  # the last two: BigTIFF
+        return "TIFF"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in _BMP_HEADERS:
+        return "BMP"
+    return None
+
+
+def check_header(data: bytes, limits: ImageLimits) -> None:
+    """Raises `Problem` unless this is an image of a known format and an allowed size. Decodes no pixels."""
+    _open(data, limits).close()
+
+
+def decode(data: bytes, limits: ImageLimits) -> Image.Image:
+    """All pixels of the picture, upright; of an animated one the first frame. Its mode is the file's own.
+
+    Of the metadata only `info["transparency"]` is kept, so that nothing later has to parse the rest.
+    Raises `Problem`: `not_an_image`, `too_many_pixels`, `image_too_small`, `undecodable_image`.
+    """
+    image = _open(data, limits)
+    try:
+        image.load()
+    except Exception as error:  # Pillow's plugins raise what they like here: OSError, SyntaxError, struct.error, ...
+        raise _undecodable() from error
+    return _plain(image)
+
+
+def _open(data: bytes, limits: ImageLimits) -> Image.Image:
+    """The picture with its header read. Raises as `decode` does."""
+    found = sniff(data)
+    if found is None:
+        raise Problem("not_an_image", f"The first bytes are of no known image format; known: {', '.join(FORMATS)}.")
+    try:
+        image = Image.open(BytesIO(data), formats=[found])
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise Problem("too_many_pixels", f"The image has more than {limits.max_pixels:,} pixels.") from error
+    except Exception as error:  # as in `decode`: a bad header comes as any of a dozen exceptions
+        raise _undecodable() from error
+    width, height = image.size
+    if width * height > limits.max_pixels:
+        raise Problem(
+            "too_many_pixels", f"The image is {width} x {height} pixels; at most {limits.max_pixels:,} are taken."
+        )
+    if min(width, height) < limits.min_side:
+        raise Problem(
+            "image_too_small",
+            f"The image is {width} x {height} pixels; each side must be at least {limits.min_side}.",
+        )
+    return image
+
+
+def _plain(image: Image.Image) -> Image.Image:
+    """The picture turned as its EXIF orientation says, without the metadata."""
+    try:
+        ImageOps.exif_transpose(image, in_place=True)
+    except Exception:  # broken EXIF: the pixels are fine, so the picture is taken as it lies
+        image = image.copy()  # a copy forgets what was parsed so far
+    transparency = image.info.get("transparency")
+    image.info = {} if transparency is None else {"transparency": transparency}
+    return image
+
+
+def _undecodable() -> Problem:
+    return Problem("undecodable_image", "The image is broken or incomplete: its pixels cannot be decoded.")

@@ -1,0 +1,127 @@
+"""`POST /v1/caption`: a photo in, a caption out."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+
+from fastapi import APIRouter, Request
+from fastapi.responses import JSONResponse
+
+from model.caption import Regions
+from model.exits import ResolvedSpeed, SpeedTable, UnknownSpeedError
+from service.errors import Problem
+from service.images import check_header
+from service.inference import Answer, Engine, Job, ModelInfo
+from service.metrics import speed_label
+from service.routes.caption_docs import OPENAPI, RESPONSES
+from service.routes.context import context_of
+from service.routes.reading import read_request
+from service.schemas import CaptionOptions, CaptionOut, ModelName, RegionOut, SpeedOut, TimingsOut, WordOut
+
+router = APIRouter()
+
+
+@router.post("/caption", include_in_schema=False)
+@router.post(
+    "/v1/caption",
+    tags=["captions"],
+    summary="Caption a photo at a chosen speed",
+    response_model=CaptionOut,
+    responses=RESPONSES,
+    openapi_extra=OPENAPI,
+)
+async def caption(request: Request) -> JSONResponse:
+    """Send the photo as the body, as the file `image` of a form, or in base64 in JSON.
+
+    The options are the same in all three; a query string works with each of them.
+    """
+    context = context_of(request)
+    model = context.ready_model()
+    longest = context.settings.timeout_ms
+    image, options = await read_request(request, context.settings.max_body_bytes, longest / 1000)
+    if options.timeout_ms is not None and options.timeout_ms > longest:
+        raise Problem("invalid_option", f"timeout_ms: at most {longest}")
+    request.state.speed = speed_label(resolve(model.speeds, options))
+    await asyncio.to_thread(check_header, image, context.limits)  # before it takes a place in the queue
+    job = Job(
+        image=image,
+        speed=options.speed,
+        tau=options.tau,
+        beam=options.beam,
+        deadline=request.state.arrived + (options.timeout_ms or longest) / 1000,
+    )
+    answer = await answer_in_time(request, context.engine, job)
+    context.metrics.captioned(answer)
+    return JSONResponse(_document(request, model, answer, options.regions))
+
+
+def resolve(table: SpeedTable, options: CaptionOptions) -> ResolvedSpeed:
+    """What the asked speed comes to. Raises `Problem` `unknown_speed` or `invalid_option` (the bounds crossed)."""
+    try:
+        asked = table.resolve(options.speed, options.tau)
+        # τ and not the promise: two speeds beyond a plateau of the table promise the same.
+        lowest = 0.0 if options.min_speed is None else table.resolve(options.min_speed).tau
+        if options.max_speed is not None and table.resolve(options.max_speed).tau < lowest:
+            raise Problem("invalid_option", "min_speed: must not be above max_speed")
+    except UnknownSpeedError as error:
+        raise Problem("unknown_speed", str(error)) from error
+    return asked
+
+
+async def answer_in_time(request: Request, engine: Engine, job: Job) -> Answer:
+    """The engine's answer. Gives the job up and raises `Problem` when the deadline passes or the client goes."""
+    work = asyncio.ensure_future(engine.caption(job))
+    gone = asyncio.ensure_future(_until_gone(request))
+    try:
+        left = max(0.0, job.deadline - time.monotonic())
+        await asyncio.wait({work, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        if work.done():
+            return work.result()
+        if gone.done():
+            raise Problem("client_gone", "The client closed the connection.")
+        raise Problem("deadline_exceeded", "The caption was not ready by the deadline (timeout_ms).")
+    finally:
+        work.cancel()
+        gone.cancel()
+
+
+async def _until_gone(request: Request) -> None:
+    """Returns when the client closes the connection; the body must have been read."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+
+
+def _document(request: Request, model: ModelInfo, answer: Answer, with_regions: bool) -> dict[str, object]:
+    caption, times = answer.caption, answer.timings
+    out = CaptionOut(
+        caption=caption.text,
+        confidence=caption.confidence,
+        words=[WordOut(text=word.text, exit_layer=word.exit_layer, entropy=word.entropy) for word in caption.words],
+        speed=SpeedOut(
+            requested=caption.speed.requested,
+            tier=caption.speed.tier,
+            tau=caption.speed.tau,
+            promised=caption.speed.promised,
+        ),
+        speedup=caption.speedup,
+        timings_ms=TimingsOut(
+            queue=_ms(times.queue),
+            decode_image=_ms(times.decode_image),
+            look=_ms(times.look),
+            describe=_ms(times.describe),
+            total=_ms(time.monotonic() - request.state.arrived),
+        ),
+        model=ModelName(name=model.name, revision=model.revision),
+        request_id=request.state.request_id,
+        regions=_boxes(answer.regions) if with_regions else None,
+    )
+    return out.model_dump(mode="json", exclude=None if with_regions else {"regions"})
+
+
+def _boxes(regions: Regions) -> list[RegionOut]:
+    return [RegionOut(box=(x0, y0, x1, y1)) for x0, y0, x1, y1 in regions.boxes.tolist()]
+
+
+def _ms(seconds: float) -> float:
+    return round(seconds * 1000, 3)

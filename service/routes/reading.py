@@ -1,0 +1,143 @@
+"""From a request's body to the image's bytes and the options: raw, multipart/form-data (RFC 7578) and JSON."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import json
+from collections.abc import AsyncGenerator
+
+from fastapi import Request
+from starlette.datastructures import UploadFile
+from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect
+
+from service.errors import Problem, printable
+from service.schemas import CaptionOptions, read_options
+
+IMAGE = "image"
+# curl --data-binary says x-www-form-urlencoded unless told otherwise; many clients say octet-stream, or nothing.
+_RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
+# A request has one file and eight options; the rest of the room is for telling people what is wrong with theirs.
+_MAX_PARTS = 32
+_MAX_PART_BYTES = 10_000
+
+_TYPE_HELP = "Send an image as the body, multipart/form-data with a file `image`, or JSON with `image` in base64."
+Pairs = list[tuple[str, object]]
+
+
+async def read_request(request: Request, max_bytes: int, seconds: float) -> tuple[bytes, CaptionOptions]:
+    """The image as it came and the options of the query and the body together.
+
+    `seconds` bounds the body's arrival. Raises `Problem` for everything that is wrong but the image itself.
+    """
+    kind = _media_type(request)
+    try:
+        async with asyncio.timeout(seconds):
+            body = await read_body(request, max_bytes)
+    except TimeoutError as error:
+        raise Problem("body_timeout", f"The body was not there after {seconds:g} seconds.") from error
+    if not body:
+        raise Problem("empty_body", _TYPE_HELP)
+    pairs: Pairs = list(request.query_params.multi_items())
+    if kind == "multipart":
+        image, more = await _from_multipart(request, body)
+    elif kind == "json":
+        image, more = await asyncio.to_thread(_from_json, body)  # megabytes of base64 take a while
+    else:
+        image, more = body, []
+    return image, read_options(pairs + more)
+
+
+async def read_body(request: Request, max_bytes: int) -> bytes:
+    """The whole body. Raises `Problem` `body_too_large` as soon as more than `max_bytes` are announced or counted."""
+    too_large = Problem("body_too_large", f"At most {max_bytes:,} bytes are taken.")
+    announced = request.headers.get("content-length", "")
+    if announced.isdecimal() and int(announced[:20]) > max_bytes:  # spares the upload; the count is what holds
+        raise too_large
+    body = bytearray()
+    try:
+        async for chunk in request.stream():
+            if len(body) + len(chunk) > max_bytes:
+                raise too_large
+            body += chunk
+    except ClientDisconnect as error:
+        raise Problem("client_gone", "The connection closed before the body was complete.") from error
+    return bytes(body)
+
+
+def _media_type(request: Request) -> str:
+    """`raw`, `multipart` or `json`. Raises `Problem` `unsupported_media_type`."""
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("", "identity"):
+        raise Problem("unsupported_media_type", f"Content-Encoding {printable(coding)} is not taken: send it plain.")
+    declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
+    if declared == "multipart/form-data":
+        return "multipart"
+    if declared == "application/json":
+        return "json"
+    if declared in _RAW_TYPES or declared.startswith("image/"):
+        return "raw"
+    raise Problem("unsupported_media_type", f"Content-Type {printable(declared)} is not taken. {_TYPE_HELP}")
+
+
+async def _from_multipart(request: Request, body: bytes) -> tuple[bytes, Pairs]:
+    async def whole() -> AsyncGenerator[bytes, None]:
+        yield body
+
+    parser = MultiPartParser(
+        request.headers, whole(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_PART_BYTES
+    )
+    parser.spool_max_size = len(body) + 1  # stays in memory: the disk may be read-only
+    try:
+        form = await parser.parse()
+    except MultiPartException as error:
+        raise Problem("malformed_multipart", printable(error.message, 200)) from error
+    except ValueError as error:  # an odd charset or boundary
+        raise Problem("malformed_multipart", "The header Content-Type is broken.") from error
+    images: list[bytes] = []
+    pairs: Pairs = []
+    for name, value in form.multi_items():
+        if not isinstance(value, UploadFile):
+            if name == IMAGE:
+                raise Problem("missing_image", "The field `image` must be a file: curl -F image=@photo.jpg")
+            pairs.append((name, value))
+        elif name == IMAGE:
+            images.append(await value.read())
+        else:
+            raise Problem("unknown_option", f"No file is taken in the field {printable(name)}; only in `image`.")
+    await form.close()
+    if len(images) > 1:
+        raise Problem("repeated_field", "One `image` per request.")
+    if not images or not images[0]:
+        raise Problem("missing_image", "There must be a file, not empty, in the field `image`.")
+    return images[0], pairs
+
+
+def _from_json(body: bytes) -> tuple[bytes, Pairs]:
+    try:
+        document = json.loads(body)
+    except (ValueError, RecursionError) as error:
+        raise Problem("malformed_json", printable(str(error), 200)) from error
+    if not isinstance(document, dict):
+        raise Problem("missing_image", "The body must be a JSON object with `image`.")
+    encoded = document.pop(IMAGE, None)
+    if not isinstance(encoded, str) or not encoded:
+        raise Problem("missing_image", "`image` must be there and be a string of base64.")
+    return _from_base64(encoded), list(document.items())
+
+
+def _from_base64(encoded: str) -> bytes:
+    """Standard base64 (RFC 4648, section 4), also as a data URL (RFC 2397) and with line breaks."""
+    if encoded.startswith("data:"):
+        head, _, encoded = encoded.partition(",")
+        if not head.endswith(";base64"):
+            raise Problem("bad_base64", "A data URL must say ;base64 before its comma.")
+    try:
+        image = base64.b64decode("".join(encoded.split()), validate=True)
+    except (binascii.Error, ValueError) as error:
+        raise Problem("bad_base64", printable(str(error))) from error
+    if not image:
+        raise Problem("missing_image", "`image` is empty.")
+    return image

@@ -1,0 +1,67 @@
+"""Every kind of good picture reaches the model whole, upright and in its right colours."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from PIL import ImageFile
+
+from model.bottom_up.preprocess import to_rgb
+from service.errors import Problem
+from service.images import ImageLimits, decode, sniff
+from tests.service import pictures
+
+pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
+
+LIMITS = ImageLimits(max_pixels=100_000, min_side=8)
+COLOURLESS = ("grey", "one bit", "16 bit", "float")
+
+
+@pytest.mark.parametrize("name", pictures.good())
+def test_every_good_picture_is_the_photo(name: str) -> None:
+    image = decode(pictures.good()[name], LIMITS)
+    assert image.size == pictures.SIZE
+    rgb = np.asarray(to_rgb(image)).astype(int)
+    left, right = rgb[8:24, 4:20].mean((0, 1)), rgb[8:24, 28:44].mean((0, 1))
+    if any(word in name for word in COLOURLESS):
+        assert np.ptp(left) < 2
+        assert left.mean() > right.mean() + 10  # red is the brighter half, also of a 16-bit picture
+        assert left.mean() < 250
+    else:
+        assert left[0] > left[2] + 50, left  # red is left
+        assert right[2] > right[0] + 50, right  # blue is right
+    if "alpha" in name:
+        assert rgb[0].mean() > rgb[-1].mean() + 50  # transparent at the top: white shows through
+
+
+def test_no_metadata_stays_that_later_code_would_parse() -> None:
+    for name in ("jpeg rotated 6", "jpeg broken exif", "png rotated 8", "tiff rotated 6"):
+        image = decode(pictures.good()[name], LIMITS)
+        assert image.info == {}
+        assert 0x0112 not in image.getexif(), name
+
+
+def test_the_first_frame_of_an_animation() -> None:
+    for name in ("gif animated", "png animated", "webp animated"):
+        red, _, _ = decode(pictures.good()[name], LIMITS).convert("RGB").getpixel((4, 16))
+        assert red > 150, name  # the second frame is all green
+
+
+def test_pillow_still_refuses_truncated_files() -> None:
+    assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+def test_formats_that_pillow_knows_and_we_do_not_want() -> None:
+    for kind in ("PPM", "ICO", "TGA", "PDF", "EPS"):
+        data = pictures.encode(pictures.photo(), kind)
+        assert sniff(data) is None, kind
+        with pytest.raises(Problem) as caught:
+            decode(data, LIMITS)
+        assert caught.value.code == "not_an_image"
+
+
+def test_the_limits_hold_in_decode_too() -> None:
+    for size, code in (((400, 251), "too_many_pixels"), ((400, 7), "image_too_small")):
+        with pytest.raises(Problem) as caught:
+            decode(pictures.encode(pictures.photo(size)), LIMITS)
+        assert caught.value.code == code
