@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model.batching import stack_regions
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
 from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
 from model.caption import Caption, Regions, Word
@@ -75,20 +76,28 @@ class Captioner:
         """`look` for several images in one run of the extractor."""
         return self._extractor.look(images)
 
+    def look_at_pixels(self, pixels: np.ndarray) -> list[Regions]:
+        """Photos already squashed to uint8 `(B, 224, 224, 3)` -> the regions of each."""
+        return self._extractor.look_at_pixels(pixels)
+
     def describe(
         self, regions: Regions, speed: str | float | None = None, *, tau: float | None = None, beam: int = 1
     ) -> Caption:
         """The caption at a speed (default balanced) or at a threshold τ in nats.
 
-        Raises `UnknownSpeedError` for a speed or τ that the bundle does not offer, `ValueError` for a beam outside 1..5.
+        Raises `UnknownSpeedError` for a speed or τ that the bundle does not offer, `ValueError` for a beam not in 1..5.
         """
         return self.describe_batch([regions], [self.speeds.resolve(speed, tau)], beam)[0]
 
-    @torch.inference_mode()
-    def describe_batch(
-        self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1
-    ) -> list[Caption]:
+    def describe_batch(self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1) -> list[Caption]:
         """Captions of several images, each at its own resolved speed; images may have different numbers of regions."""
+        return self.describe_counted(batch, speeds, beam)[0]
+
+    @torch.inference_mode()
+    def describe_counted(
+        self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1
+    ) -> tuple[list[Caption], int]:
+        """As `describe_batch`, and the (layer, word) pairs that were computed, catch-up included."""
         features, boxes, mask = (part.to(self.device) for part in stack_regions(batch))
         memory = self._model.encode(features, boxes, mask)
         taus = [speed.tau for speed in speeds]
@@ -97,26 +106,15 @@ class Captioner:
             decoded = greedy_search(self._model, memory, taus, policy, mask)
         else:
             decoded = beam_search(self._model, memory, taus, policy, beam, mask)
-        return [
+        captions = [
             Caption(tuple(self._word(step) for step in steps), speed, self.layers)
             for steps, speed in zip(decoded.captions, speeds, strict=True)
         ]
+        return captions, decoded.executed_rows
 
     def _word(self, step: Step) -> Word:
         text = "" if step.token == EOS else self.bundle.vocabulary.words[step.token]
         return Word(text, step.exit_layer, step.entropy, step.log_probability)
-
-
-def stack_regions(batch: Sequence[Regions]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Features `(B, R, F)`, boxes `(B, R, 4)` and mask `(B, R)`, padded to the most regions of the batch."""
-    most = max(len(regions.boxes) for regions in batch)
-    features = np.zeros((len(batch), most, batch[0].features.shape[1]), dtype=np.float32)
-    boxes = np.zeros((len(batch), most, 4), dtype=np.float32)
-    mask = np.zeros((len(batch), most), dtype=bool)
-    for row, regions in enumerate(batch):
-        count = len(regions.boxes)
-        features[row, :count], boxes[row, :count], mask[row, :count] = regions.features, regions.boxes, True
-    return torch.from_numpy(features), torch.from_numpy(boxes), torch.from_numpy(mask)
 
 
 def choose_device(device: str) -> str:

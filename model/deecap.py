@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -98,6 +99,11 @@ class DeeCap(nn.Module):
         """N."""
         return self.config.decoder_layers
 
+    @property
+    def decoder_layers(self) -> list[DecoderLayer]:
+        """The decoder's layers, with their type."""
+        return cast(list[DecoderLayer], list(self.decoder))
+
     def encode(self, features: Tensor, boxes: Tensor, mask: Tensor | None = None) -> Tensor:
         """Regions `(B, R, F)` with boxes `(B, R, 4)` -> memory `(B, R, d)`; `mask (B, R)` True where a region is."""
         area = (boxes[..., 2:3] - boxes[..., 0:1]) * (boxes[..., 3:4] - boxes[..., 1:2])
@@ -123,7 +129,7 @@ class DeeCap(nn.Module):
         causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
         regions_mask = None if mask is None else mask[:, None, None, :]
         x, states = self.embed(tokens), []
-        for layer in self.decoder:
+        for layer in self.decoder_layers:
             regions = layer.regions.keys_values(memory)
             x = layer(x, layer.word_keys_values(x), causal, regions, regions_mask)
             states.append(x)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from itertools import pairwise
 from typing import Any
 
 TIERS = {"full": 1.0, "balanced": 2.0, "fast": 3.0, "turbo": 4.0}  # SpeedUp each tier is calibrated to
@@ -93,7 +94,7 @@ class SpeedTable:
     def speedup_at(self, tau: float) -> float:
         """SpeedUp promised at τ: linear between the measured rows, flat beyond the last."""
         points = self._monotone()
-        for (tau0, speed0), (tau1, speed1) in zip(points, points[1:], strict=False):
+        for (tau0, speed0), (tau1, speed1) in pairwise(points):
             if tau <= tau1:
                 return speed0 + (speed1 - speed0) * (tau - tau0) / (tau1 - tau0)
         return points[-1][1]
@@ -103,7 +104,7 @@ class SpeedTable:
         points = self._monotone()
         if speedup <= points[0][1]:
             return points[0][0]
-        for (tau0, speed0), (tau1, speed1) in zip(points, points[1:], strict=False):
+        for (tau0, speed0), (tau1, speed1) in pairwise(points):
             if speedup <= speed1:
                 return tau0 + (tau1 - tau0) * (speedup - speed0) / (speed1 - speed0)
         return points[-1][0]

@@ -40,7 +40,7 @@ class Attention(nn.Module):
         return self._split(keys), self._split(values)
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
-        """`x (B, T, d)`, keys and values `(B, heads, S, d / heads)`, `mask` True where attention may go -> `(B, T, d)`."""
+        """`x (B, T, d)`, keys and values `(B, heads, S, d / heads)` -> `(B, T, d)`; `mask` True where to look."""
         query = self._split(self.query(x)) / math.sqrt(keys.shape[-1])
         scores = query @ keys.transpose(-1, -2)  # (B, heads, T, S)
         if mask is not None:

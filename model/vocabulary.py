@@ -10,6 +10,7 @@ PAD, BOS, EOS, UNKNOWN = range(4)
 SPECIAL = ("<pad>", "<bos>", "<eos>", "<unk>")
 NEVER_EMITTED = (PAD, BOS, UNKNOWN)
 LEAST_COUNT = 5
+_OPPOSITE = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
 
 _WORD = re.compile(r"[a-z0-9]+(?:['’-][a-z0-9]+)*")
 
@@ -27,6 +28,8 @@ class Vocabulary:
             raise ValueError("a vocabulary starts with the four special words and has no word twice")
         self.words = tuple(words)
         self._number = {word: number for number, word in enumerate(self.words)}
+        pairs = ((word, other) for word, other in _OPPOSITE.items() if word in self._number and other in self._number)
+        self._opposite = {self._number[word]: self._number[other] for word, other in pairs}
 
     @classmethod
     def build(cls, captions: Iterable[Sequence[str]], least_count: int = LEAST_COUNT) -> Vocabulary:
@@ -41,6 +44,10 @@ class Vocabulary:
     def encode(self, tokens: Sequence[str]) -> list[int]:
         """Words to numbers, without BOS or EOS; unknown words become `UNKNOWN`."""
         return [self._number.get(token, UNKNOWN) for token in tokens]
+
+    def mirrored(self, numbers: Iterable[int]) -> list[int]:
+        """The caption of the mirrored photo: left and right change places."""
+        return [self._opposite.get(number, number) for number in numbers]
 
     def decode(self, numbers: Iterable[int]) -> list[str]:
         """Numbers to words, up to EOS, special numbers left out."""

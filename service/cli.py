@@ -9,9 +9,13 @@ from typing import Annotated
 
 import typer
 
+from service.commands.calibrate import calibrate
 from service.commands.caption import caption
 from service.commands.doctor import doctor
+from service.commands.evaluate import evaluate
+from service.commands.export import export
 from service.commands.serve import serve
+from service.commands.train import train
 from service.requirements_check import installed_version
 
 app = typer.Typer(
@@ -24,6 +28,10 @@ app = typer.Typer(
 app.command()(caption)
 app.command()(serve)
 app.command()(doctor)
+app.command()(train)
+app.command()(export)
+app.command()(calibrate)
+app.command()(evaluate)
 
 
 def _show_version(asked: bool) -> None:

@@ -97,11 +97,20 @@ class Engine(Protocol):
 class CaptionerLike(Protocol):
     """What `LocalEngine` uses of `model.captioner.Captioner`."""
 
-    name: str
-    revision: str
-    layers: int
-    speeds: SpeedTable
-    device: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def revision(self) -> str: ...
+
+    @property
+    def layers(self) -> int: ...
+
+    @property
+    def speeds(self) -> SpeedTable: ...
+
+    @property
+    def device(self) -> str: ...
 
     def look(self, image: Image.Image) -> Regions: ...
 
@@ -192,14 +201,13 @@ class LocalEngine:
         except BaseException as error:  # SystemExit too: nobody else would hear of it
             self._started.set_exception(error)
             return
-        words = getattr(captioner, "vocabulary", None)
         self._info = ModelInfo(
             name=captioner.name,
             revision=captioner.revision,
             layers=captioner.layers,
             device=captioner.device,
             speeds=captioner.speeds,
-            vocabulary_size=None if words is None else len(words),
+            vocabulary_size=_vocabulary_size(captioner),
         )
         self._healthy = True
         self._started.set_result(None)
@@ -269,6 +277,12 @@ class LocalEngine:
                 waiting = self._queue.get_nowait()
             except queue.Empty:
                 return
+
+
+def _vocabulary_size(captioner: CaptionerLike) -> int | None:
+    """Of the bundle that `model.captioner.Captioner` holds; None for a captioner without one."""
+    bundle = getattr(captioner, "bundle", None)
+    return None if bundle is None else len(bundle.vocabulary.words)
 
 
 def _canary(captioner: CaptionerLike) -> None:

@@ -37,6 +37,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs. `auto` takes a GPU if there is one; `cuda` refuses to start without."
     )
+    broker: str = Field(
+        "memory",
+        pattern=r"^(memory|rediss?://.+)$",
+        description="What stands between front and worker: `memory`, in this process. `doctor` checks a `redis://` "
+        "address too, but this version cannot serve through one and refuses to.",
+    )
     host: str = Field(
         "127.0.0.1", description="Address to listen on. The default reaches no further than this machine; 0.0.0.0 does."
     )

@@ -17,7 +17,7 @@ OPSET = 18
 
 
 class GridExtractor(nn.Module):
-    """The embedded extractor in torch, the reference of the exported graph: pixels -> features and boxes of 81 cells."""
+    """The embedded extractor in torch, the exported graph's reference: pixels to features and boxes of cells."""
 
     cell_boxes: Tensor
 

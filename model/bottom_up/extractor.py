@@ -42,7 +42,9 @@ class Extractor:
             raise ExtractorError(f"{path} is not an extractor that can be run: {error}") from error
         active = self._session.get_providers()
         if active[0] != provider:
-            raise ExtractorError(f"asked for {provider}, but ONNX Runtime started {active[0]}: its CUDA libraries are missing")
+            raise ExtractorError(
+                f"asked for {provider}, but ONNX Runtime started {active[0]}: its CUDA libraries are missing"
+            )
         inputs = [item.name for item in self._session.get_inputs()]
         outputs = [item.name for item in self._session.get_outputs()]
         if inputs != ["pixels"] or outputs != ["features", "boxes"]:

@@ -58,9 +58,7 @@ def emission_logits(model: DeeCap, z: Tensor) -> Tensor:
     return logits.index_fill(-1, ruled_out, torch.finfo(logits.dtype).min)
 
 
-def advance(
-    state: DecoderState, taus: Tensor, policy: ExitPolicy, rows: Tensor
-) -> tuple[Tensor, Tensor, Tensor]:
+def advance(state: DecoderState, taus: Tensor, policy: ExitPolicy, rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Decides the newest word of `rows`, each at its own exit.
 
     Returns log-probabilities `(len(rows), V)`, exit layers `(len(rows),)` and entropies `(len(rows),)`.
@@ -110,7 +108,9 @@ def greedy_search(
         state.append(tokens)
         log_p, exit_layers, entropies = advance(state, thresholds, policy, live)
         best, words = log_p.max(-1)
-        columns = zip(live.tolist(), words.tolist(), exit_layers.tolist(), entropies.tolist(), best.tolist(), strict=True)
+        columns = zip(
+            live.tolist(), words.tolist(), exit_layers.tolist(), entropies.tolist(), best.tolist(), strict=True
+        )
         for row, word, exit_layer, certainty, probability in columns:
             captions[row].append(Step(word, exit_layer, certainty, probability))
         tokens[live] = words
@@ -141,9 +141,7 @@ def beam_search(
     for _ in range(model.config.max_words):
         state.append(tokens)
         rows = [image * beam + slot for image in range(images) for slot in range(len(live[image]))]
-        log_p, exit_layers, entropies = advance(
-            state, thresholds, policy, torch.tensor(rows, device=memory.device)
-        )
+        log_p, exit_layers, entropies = advance(state, thresholds, policy, torch.tensor(rows, device=memory.device))
         top_log_p, top_words = log_p.topk(min(2 * beam, log_p.shape[-1]), dim=-1)
         columns = zip(top_log_p.tolist(), top_words.tolist(), exit_layers.tolist(), entropies.tolist(), strict=True)
         by_row = dict(zip(rows, columns, strict=True))

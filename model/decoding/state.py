@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from model.deecap import DeeCap
+from model.layers import DecoderLayer
 
 
 class DecoderState:
@@ -21,7 +22,7 @@ class DecoderState:
         config = model.config
         rows, length = memory.shape[0] * captions_per_image, config.max_words + 1
         memory = memory.repeat_interleave(captions_per_image, 0)
-        self.regions = [layer.regions.keys_values(memory) for layer in model.decoder]
+        self.regions = [layer.regions.keys_values(memory) for layer in model.decoder_layers]
         self.regions_mask = None if mask is None else mask.repeat_interleave(captions_per_image, 0)[:, None, None, :]
         shape = (rows, config.heads, length, config.width // config.heads)
         self.keys = [memory.new_zeros(shape) for _ in model.decoder]
@@ -39,12 +40,18 @@ class DecoderState:
         self.hidden[0][:, self.position] = self.model.embed(tokens[:, None], self.position)[:, 0]
 
     def run_layer(self, m: int, rows: Tensor) -> None:
-        """Layer m (from 1) for the newest word of `rows` (numbers), with all the catch-up it needs there.
+        """Layer m (from 1) for the newest word of `rows` (numbers, rising), with all the catch-up it needs there.
 
         The rows' layer m - 1 must be up to date. Rows that need less catch-up than others compute a few states
         again, to the same values: this decoder is for clarity, and counts only what was missing.
         """
-        layer, end = self.model.decoder[m - 1], self.position + 1
+        layer, end = self.model.decoder_layers[m - 1], self.position + 1
+        if len(rows) == self.filled.shape[1]:  # all: no copies
+            self._run_layer(layer, m, slice(None), end)
+        else:
+            self._run_layer(layer, m, rows, end)
+
+    def _run_layer(self, layer: DecoderLayer, m: int, rows: Tensor | slice, end: int) -> None:
         missing = self.filled[m - 1, rows]
         self.executed_rows += int((end - missing).sum())
         start = int(missing.min())

@@ -23,7 +23,7 @@ class PreparedReferences:
 
     postings: dict[NGram, Posting]
     inverse_norms: tuple[tuple[float, ...], ...]  # orders x references; 0 where the tf-idf vector is 0
-    lengths: tuple[int, ...]  # of each reference, in 2-grams
+    lengths: tuple[int, ...]  # of each reference, in tokens
 
 
 class CiderD:
@@ -31,7 +31,7 @@ class CiderD:
 
     Tf-idf vectors of n-grams, cosine with the candidate's counts clipped to the reference's, a Gaussian penalty on
     the difference in length, mean over references and orders. Equal to pycocoevalcap's `Cider` where the corpus is
-    the same; as there, length is counted in 2-grams and an n-gram unknown to the corpus has document frequency 1.
+    the same; as there, an n-gram unknown to the corpus has document frequency 1.
 
     The corpus of document frequencies is fixed at construction: the train split when this is a reward, the
     evaluated images themselves when it is a figure to compare with others (`corpus_cider_d`).
@@ -73,7 +73,7 @@ class CiderD:
             # Most n-grams stand once in one reference: making equal postings one object more than halves the memory.
             posting = tuple(pairs)
             postings[ngram] = self._shared.setdefault(posting, posting)
-        lengths = tuple(_length(reference) for reference in references)
+        lengths = tuple(len(reference) for reference in references)
         return PreparedReferences(postings, tuple(tuple(row) for row in inverse_norms), lengths)
 
     def score(self, candidate: Sequence[Token], prepared: PreparedReferences) -> float:
@@ -81,7 +81,7 @@ class CiderD:
 
         `prepared` must come from this object. An empty candidate scores 0.
         """
-        length = _length(candidate)
+        length = len(candidate)
         penalties = [math.exp(-((length - other) ** 2) / (2 * SIGMA**2)) for other in prepared.lengths]
         idf_of, unknown, postings = self._idf.get, self._unknown, prepared.postings
         total = 0.0
@@ -128,8 +128,3 @@ def _count_ngrams(tokens: Sequence[Token]) -> list[dict[NGram, int]]:
             order[ngram] = order.get(ngram, 0) + 1
         counts.append(order)
     return counts
-
-
-def _length(tokens: Sequence[Token]) -> int:
-    """Length in 2-grams, as pycocoevalcap counts it: no token and one token are the same length."""
-    return max(0, len(tokens) - 1)

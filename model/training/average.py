@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class WeightAverage:
-    """Averages the floating-point state of modules; the decay rises from 0 in the first steps, so the start is forgotten."""
+    """Averages the state of modules; the decay rises from 0 in the first steps, so that the start is forgotten."""
 
     def __init__(self, modules: dict[str, nn.Module], decay: float) -> None:
         self.modules = modules

@@ -13,8 +13,6 @@ from torch import Tensor
 
 from model.vocabulary import BOS, EOS, PAD, Vocabulary, tokenise
 
-MIRRORED = {"left": "right", "right": "left", "leftmost": "rightmost", "rightmost": "leftmost"}
-
 
 @dataclass(frozen=True)
 class Photo:
@@ -45,11 +43,6 @@ def read_captions(path: Path) -> list[Photo]:
     if not photos:
         raise ValueError(f"{path} has no images")
     return photos
-
-
-def mirror(caption: Sequence[str]) -> list[str]:
-    """The caption of the mirrored photo: left and right change places."""
-    return [MIRRORED.get(word, word) for word in caption]
 
 
 def pad_captions(captions: Sequence[Sequence[int]], max_words: int) -> tuple[Tensor, Tensor]:
@@ -85,4 +78,5 @@ def pick_captions(
     while len(order) < count:
         order.extend(random.permutation(len(captions)).tolist())
     chosen = [captions[index] for index in order[:count]]
-    return [vocabulary.encode(mirror(caption) if mirrored else caption) for caption in chosen]
+    numbered = [vocabulary.encode(caption) for caption in chosen]
+    return [vocabulary.mirrored(caption) for caption in numbered] if mirrored else numbered

@@ -80,8 +80,10 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
             done.add(name)
         batch.clear()
 
-    trunk = trunk.to(memory_format=torch.channels_last)
-    for number, item in enumerate(tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")):
+    trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    for number, item in enumerate(
+        tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")
+    ):
         batch.append(item)
         if len(batch) * views >= BATCH:
             flush()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import time
+import zlib
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.bottom_up.grid import cells
@@ -20,19 +21,25 @@ from model.config import DeeCapConfig
 from model.deecap import DeeCap
 from model.training.average import WeightAverage
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
-from model.training.features import bottom_features
+from model.training.features import FULL, bottom_features
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, make_optimiser, rate_at
-from model.training.regions import KeptRegions, PhotoRows, boxes_for, mirrored
+from model.training.photos import photo_names
+from model.training.regions import KeptRegions, PhotoRows, RegionFiles, boxes_for, mirrored
+from model.training.sampling import sample_captions
+from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
 from model.training.validation import caption_rows, caption_words, mean_cider
-from model.vocabulary import Vocabulary
+from model.vocabulary import EOS, Vocabulary
 
 LOG_EVERY = 20  # steps between lines of the log
+OWN_CAPTIONS = 5  # drawn per photo where a stage learns from the model's own
+OWN_BATCH = 40  # photos at a time when drawing them
+EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion")
 
 
 class Trainer:
-    """One run in one work folder: `log.jsonl` to plot, `checkpoint.pt` to go on from, `<stage>.pt` when a stage ends."""
+    """One run in one work folder: `log.jsonl` to plot, `checkpoint.pt` to go on from, `<stage>.pt` of each stage."""
 
     def __init__(self, settings: TrainSettings, data: Path, work: Path, features: Path) -> None:
         """`features`: folder of kept lower-trunk features, shared by runs. Raises `ValueError` for bad data."""
@@ -48,18 +55,43 @@ class Trainer:
         self.vocabulary = Vocabulary.build(
             (caption for row in self.train_rows for caption in self.photos[row].captions), settings.least_count
         )
-        self.trunk: Trunk = imagenet_trunk().to(memory_format=torch.channels_last)
-        parts = [self._bottom(photos, data / settings.data.photos, features / f"{settings.name}.npy")]
-        if extra:
-            folder = data / settings.data.extra_photos
-            parts.append(self._bottom(extra, folder, features / f"{settings.name}-extra.npy"))
-        self.rows = PhotoRows(tuple(photo.name for photo in self.photos), tuple(parts))
-        config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=HEAD_WIDTH, **settings.model)
+        self.trunk: Trunk | None = None
+        self.files: RegionFiles | None = None
+        feature_width = HEAD_WIDTH
+        if settings.data.region_features:
+            if any(stage.own_captions or stage.tune_trunk_from >= 0 for stage in settings.stages):
+                raise ValueError("region_features leave no trunk to tune and no photos to draw own captions for")
+            self.files = RegionFiles(data / settings.data.region_features, [photo.name for photo in self.photos])
+            feature_width = self.files.feature_width
+        else:
+            self.trunk = imagenet_trunk().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.rows = self._photo_rows(photos, extra, data, features)
+        config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=feature_width, **settings.model)
         self.model = DeeCap(config)
         self.kept: KeptRegions | None = None
+        self.reward: CiderReward | None = None
+        self.own_captions: dict[str, list[list[int]]] = {}
 
-    def _bottom(self, photos: Sequence[Photo], folder: Path, cache: Path) -> np.ndarray:
-        return bottom_features(self.trunk, folder, [photo.name for photo in photos], self.settings.views, cache)
+    def _photo_rows(self, photos: Sequence[Photo], extra: Sequence[Photo], data: Path, features: Path) -> PhotoRows:
+        """The kept lower-trunk features of all photos, computed where they are not there yet."""
+        assert self.trunk is not None
+        told, name = self.settings.data, self.settings.name
+        groups = [
+            (photos, told.photos, "", self.settings.views),
+            (extra, told.extra_photos, "-extra", self.settings.views),
+        ]
+        if told.unlabelled_photos and any(stage.own_captions for stage in self.settings.stages):
+            unlabelled = [Photo(photo, "unlabelled", ()) for photo in photo_names(data / told.unlabelled_photos)]
+            self.photos.extend(unlabelled)
+            groups.append((unlabelled, told.unlabelled_photos, "-unlabelled", 1))
+        parts = [
+            bottom_features(
+                self.trunk, data / folder, [photo.name for photo in group], views, features / f"{name}{part}.npy"
+            )
+            for group, folder, part, views in groups
+            if group
+        ]
+        return PhotoRows(tuple(photo.name for photo in self.photos), tuple(parts))
 
     def run(self) -> None:
         """All stages, those already done left out."""
@@ -70,15 +102,19 @@ class Trainer:
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"], strict=False)
-        self.trunk.load_state_dict(state["trunk"])
+        if self.trunk is not None:
+            self.trunk.load_state_dict(state["trunk"])
 
     # Regions ------------------------------------------------------------------------------------------------------
 
     def regions(self, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features, boxes and mask of photos, by the trunk as it is now; gradients flow where they are on."""
+        if self.files is not None:
+            return self.files(rows)
         if self.kept is not None:
             features = self.kept(rows, views)
         else:
+            assert self.trunk is not None
             features = cells(self.trunk.top(self.rows.bottom(rows, views)))
         return features, boxes_for(len(rows)), None
 
@@ -86,9 +122,19 @@ class Trainer:
 
     def _run_stage(self, stage: StageSettings) -> None:
         tuned = stage.tune_trunk_from >= 0
-        self.kept = None if tuned else KeptRegions(self.rows, self.trunk, self.settings.views)
-        optimiser = make_optimiser(self.model, self.trunk.top_parameters() if tuned else [], stage)
-        average = WeightAverage({"model": self.model, "trunk": self.trunk}, self.settings.average_decay)
+        self.kept = None if tuned or self.trunk is None else KeptRegions(self.rows, self.trunk)
+        if stage.kind == "self_critical":
+            self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})
+        rows = self.train_rows
+        if stage.own_captions:
+            rows = [row for row, photo in enumerate(self.photos) if photo.split in ("train", "unlabelled")]
+            self.own_captions = self._draw_own_captions(rows, stage)
+        backbone = [p for name, p in self.model.named_parameters() if name.split(".")[0] not in EXIT_PARTS]
+        for parameter in backbone:
+            parameter.requires_grad_(not stage.freeze_backbone)
+        trunk_parameters = self.trunk.top_parameters() if tuned and self.trunk is not None else []
+        optimiser = make_optimiser(self.model, trunk_parameters, stage)
+        average = WeightAverage(self._modules(), self.settings.average_decay)
         progress: dict[str, Any] = {"epoch": 0, "best": -1.0, "best_epoch": -1}
         path = self.work / "checkpoint.pt"
         if path.exists() and (saved := torch.load(path, weights_only=True))["stage"] == stage.name:
@@ -97,7 +143,7 @@ class Trainer:
             average.load_state_dict(saved["average"])
             progress = saved["progress"]
         while progress["epoch"] < stage.epochs and progress["epoch"] - progress["best_epoch"] <= stage.patience:
-            self._run_epoch(stage, progress["epoch"], optimiser, average)
+            self._run_epoch(stage, progress["epoch"], rows, optimiser, average)
             average.swap()
             cider = self._validate(stage, progress["epoch"])
             if cider > progress["best"]:
@@ -105,50 +151,41 @@ class Trainer:
                 _save(self.work / f"{stage.name}.best.pt", self._state(stage, progress))
             average.swap()
             progress["epoch"] += 1
-            _save(path, {**self._state(stage, progress), "optimiser": optimiser.state_dict(), "average": average.state_dict()})
+            _save(
+                path,
+                {**self._state(stage, progress), "optimiser": optimiser.state_dict(), "average": average.state_dict()},
+            )
         (self.work / f"{stage.name}.best.pt").replace(self.work / f"{stage.name}.pt")
 
+    def _modules(self) -> dict[str, nn.Module]:
+        return {"model": self.model} if self.trunk is None else {"model": self.model, "trunk": self.trunk}
+
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
-        states = {"model": self.model.state_dict(), "trunk": self.trunk.state_dict()}
-        return {"stage": stage.name, "progress": dict(progress), **states}
+        states = {name: module.state_dict() for name, module in self._modules().items()}
+        return {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
 
     def _run_epoch(
-        self, stage: StageSettings, epoch: int, optimiser: torch.optim.Optimizer, average: WeightAverage
+        self,
+        stage: StageSettings,
+        epoch: int,
+        rows: Sequence[int],
+        optimiser: torch.optim.Optimizer,
+        average: WeightAverage,
     ) -> None:
         self.model.train()
-        random = np.random.default_rng([self.settings.seed, epoch, len(stage.name)])
-        steps = len(self.train_rows) // stage.batch_images
+        random = np.random.default_rng([self.settings.seed, epoch, zlib.crc32(stage.name.encode())])
+        torch.manual_seed(int(random.integers(2**31)))
+        steps = len(rows) // stage.batch_images
         tuning = 0 <= stage.tune_trunk_from <= epoch
-        started, losses = time.monotonic(), []
-        bar = tqdm(
-            epoch_batches(len(self.train_rows), stage.batch_images, self.settings.seed, epoch),
-            total=steps,
-            desc=f"{stage.name} {epoch + 1}/{stage.epochs}",
-        )
+        started, losses, rewards = time.monotonic(), [], []
+        batches = epoch_batches(len(rows), stage.batch_images, self.settings.seed, epoch)
+        bar = tqdm(batches, total=steps, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
         for number, chosen in enumerate(bar):
-            step = epoch * steps + number
-            rate = rate_at(step, steps, stage)
+            rate = rate_at(epoch * steps + number, steps, stage)
             for group in optimiser.param_groups:
                 group["lr"] = rate
             optimiser.param_groups[2]["lr"] = rate * stage.trunk_learning_rate / stage.learning_rate
-            rows = [self.train_rows[index] for index in chosen]
-            views = random.integers(0, self.settings.views if self.kept is None else 2, size=len(rows)).tolist()
-            with torch.set_grad_enabled(tuning):
-                features, boxes, mask = self.regions(rows, views)
-            captions = [
-                caption
-                for row, view in zip(rows, views, strict=True)
-                for caption in pick_captions(
-                    self.photos[row].captions, stage.captions_per_image, self.vocabulary, mirrored(view), random
-                )
-            ]
-            inputs, targets = pad_captions(captions, self.model.config.max_words)
-            batch = Batch(features, boxes, mask, inputs, targets)
-            with torch.autocast("cpu", torch.bfloat16):
-                if stage.kind == "backbone":
-                    loss = backbone_loss(self.model, batch, stage, random)
-                else:
-                    loss = exits_loss(self.model, batch, stage)
+            loss, reward = self._loss(stage, [rows[index] for index in chosen], tuning, random)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
             if stage.kind == "exits" and stage.freeze_layers:
@@ -158,12 +195,96 @@ class Trainer:
             optimiser.step()
             average.update()
             losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            rewards.append(reward)
+            bar.set_postfix(loss=f"{losses[-1]:.3f}", reward=f"{reward:.1f}")
             if number % LOG_EVERY == LOG_EVERY - 1:
-                self._log(stage=stage.name, step=step + 1, loss=float(np.mean(losses[-LOG_EVERY:])), rate=rate)
+                recent = {"loss": float(np.mean(losses[-LOG_EVERY:])), "reward": float(np.mean(rewards[-LOG_EVERY:]))}
+                self._log(stage=stage.name, step=epoch * steps + number + 1, rate=rate, **recent)
         seconds = time.monotonic() - started
-        per_second = steps * stage.batch_images * stage.captions_per_image / seconds
-        self._log(stage=stage.name, epoch=epoch + 1, loss=float(np.mean(losses)), seconds=seconds, captions_per_s=per_second)
+        self._log(
+            stage=stage.name,
+            epoch=epoch + 1,
+            loss=float(np.mean(losses)),
+            reward=float(np.mean(rewards)),
+            seconds=seconds,
+            captions_per_s=steps * stage.batch_images * stage.captions_per_image / seconds,
+        )
+
+    def _loss(
+        self, stage: StageSettings, rows: Sequence[int], tuning: bool, random: np.random.Generator
+    ) -> tuple[Tensor, float]:
+        """The loss of one batch of photos, and the mean reward where captions were scored (else 0)."""
+        views = [int(random.integers(self._views(row))) for row in rows]
+        with torch.set_grad_enabled(tuning):
+            features, boxes, mask = self.regions(rows, views)
+        if stage.kind == "self_critical":
+            return self._self_critical_loss(stage, rows, views, (features, boxes, mask), random)
+        captions = []
+        for row, view in zip(rows, views, strict=True):
+            photo = self.photos[row]
+            texts: Sequence[Sequence[str]] = photo.captions
+            if photo.name in self.own_captions and (not texts or random.random() < stage.own_captions):
+                texts = [[self.vocabulary.words[number] for number in own] for own in self.own_captions[photo.name]]
+            captions += pick_captions(texts, stage.captions_per_image, self.vocabulary, mirrored(view), random)
+        batch = Batch(features, boxes, mask, *pad_captions(captions, self.model.config.max_words))
+        with torch.autocast("cpu", torch.bfloat16):
+            if stage.kind == "backbone":
+                return backbone_loss(self.model, batch, stage, random), 0.0
+            return exits_loss(self.model, batch, stage), 0.0
+
+    def _views(self, row: int) -> int:
+        """How many views of the photo there are to draw from."""
+        if self.files is not None:
+            return 1
+        kept = self.rows.views(row)
+        return kept if self.kept is None else min(kept, 2)
+
+    def _self_critical_loss(
+        self,
+        stage: StageSettings,
+        rows: Sequence[int],
+        views: Sequence[int],
+        regions: tuple[Tensor, Tensor, Tensor | None],
+        random: np.random.Generator,
+    ) -> tuple[Tensor, float]:
+        assert self.reward is not None  # made when the stage began
+        features, boxes, mask = regions
+        self.model.eval()
+        with torch.no_grad():
+            memory = self.model.encode(features, boxes, mask)
+        samples = sample_captions(self.model, memory, stage.captions_per_image, mask)
+        self.model.train()
+        # The references speak of the photo as it is: a mirrored view's samples are mirrored back before scoring.
+        scored = [
+            self.vocabulary.mirrored(sample) if mirrored(views[index // stage.captions_per_image]) else sample
+            for index, sample in enumerate(samples)
+        ]
+        advantages, reward = self.reward.advantages(rows, scored)
+        batch = Batch(features, boxes, mask, *pad_samples(samples))
+        with torch.autocast("cpu", torch.bfloat16):
+            return self_critical_loss(self.model, batch, torch.from_numpy(advantages).float(), stage, random), reward
+
+    def _numbered(self, row: int) -> list[list[int]]:
+        return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]
+
+    def _draw_own_captions(self, rows: Sequence[int], stage: StageSettings) -> dict[str, list[list[int]]]:
+        """Captions sampled from the model as it starts the stage, for each photo; kept in the work folder."""
+        path = self.work / f"{stage.name}.own.json"
+        if not path.exists():
+            self.model.eval()
+            own: dict[str, list[list[int]]] = {}
+            for start in tqdm(range(0, len(rows), OWN_BATCH), desc="own captions"):
+                part = rows[start : start + OWN_BATCH]
+                features, boxes, mask = self.regions(part, [FULL] * len(part))
+                with torch.no_grad():
+                    memory = self.model.encode(features, boxes, mask)
+                samples = sample_captions(self.model, memory, OWN_CAPTIONS, mask)
+                for index, row in enumerate(part):
+                    drawn = samples[index * OWN_CAPTIONS : (index + 1) * OWN_CAPTIONS]
+                    own[self.photos[row].name] = [[number for number in one if number != EOS] for one in drawn]
+            path.write_text(json.dumps(own))
+        captions: dict[str, list[list[int]]] = json.loads(path.read_text())
+        return captions
 
     def _validate(self, stage: StageSettings, epoch: int) -> float:
         decoded, _ = caption_rows(self.model, self.regions, self.val_rows, batch=self.settings.validation_batch)

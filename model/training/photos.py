@@ -40,3 +40,18 @@ def iterate_photos(folder: Path, names: set[str]) -> Iterator[tuple[str, np.ndar
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise FileNotFoundError(f"{len(missing)} photos are not in {folder}: {some}, ...")
+
+
+def photo_names(folder: Path) -> list[str]:
+    """Names of all photos in a folder, its sub-folders and archives, sorted. `FileNotFoundError` when there is none."""
+    names: set[str] = set()
+    for path in folder.rglob("*"):
+        if path.suffix.lower() in SUFFIXES:
+            names.add(path.name)
+        elif path.suffix == ".tar":
+            with tarfile.open(path) as archive:
+                names.update(Path(member.name).name for member in archive if member.isfile())
+    names = {name for name in names if Path(name).suffix.lower() in SUFFIXES}
+    if not names:
+        raise FileNotFoundError(f"no photos in {folder}")
+    return sorted(names)

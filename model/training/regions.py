@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm import tqdm
 
+from model.batching import stack_regions
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk
+from model.caption import Regions
 from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID
 
 
@@ -30,6 +34,10 @@ class PhotoRows:
         found = [self._one(row)[view] for row, view in zip(rows, views, strict=True)]
         return torch.from_numpy(np.stack(found)).float().to(memory_format=torch.channels_last)
 
+    def views(self, row: int) -> int:
+        """How many views of the photo are kept."""
+        return len(self._one(row))
+
     def _one(self, row: int) -> np.ndarray:
         for part in self.parts:
             if row < len(part):
@@ -46,20 +54,47 @@ def mirrored(view: int) -> bool:
 class KeptRegions:
     """float16 region features of every photo, whole and mirrored, for stages that leave the trunk alone."""
 
-    def __init__(self, photos: PhotoRows, trunk: Trunk, views: int, batch: int = 32) -> None:
-        views = min(views, 2)
-        width = (GRID // 2) ** 2
-        self.features = np.empty((len(photos.names), views, width, HEAD_WIDTH), dtype=np.float16)
-        for start in range(0, len(photos.names), batch):
-            rows = range(start, min(start + batch, len(photos.names)))
-            for view in (FULL, FLIPPED)[:views]:
+    def __init__(self, photos: PhotoRows, trunk: Trunk, batch: int = 32) -> None:
+        cells_per_photo = (GRID // 2) ** 2
+        self.features = np.zeros((len(photos.names), 2, cells_per_photo, HEAD_WIDTH), dtype=np.float16)
+        for view in (FULL, FLIPPED):
+            having = [row for row in range(len(photos.names)) if photos.views(row) > view]
+            for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
+                rows = having[start : start + batch]
                 with torch.inference_mode():
                     regions = cells(trunk.top(photos.bottom(rows, [view] * len(rows))))
-                self.features[rows.start : rows.stop, view] = regions.numpy()
+                self.features[rows, view] = regions.numpy()
 
     def __call__(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """float32 `(len(rows), 81, 1280)`."""
         return torch.from_numpy(self.features[list(rows), list(views)]).float()
+
+
+class RegionFiles:
+    """Regions extracted beforehand: `<photo's stem>.npz` with `features (R, F)` and `boxes (R, 4)`, relative, each."""
+
+    def __init__(self, folder: Path, names: Sequence[str]) -> None:
+        """Raises `FileNotFoundError` naming photos without a file, `ValueError` for a first file that is not one."""
+        self.paths = [folder / f"{Path(name).stem}.npz" for name in names]
+        missing = [path.name for path in self.paths if not path.exists()]
+        if missing:
+            raise FileNotFoundError(f"{len(missing)} photos have no features in {folder}: {missing[0]}, ...")
+        self.feature_width = int(self._read(0).features.shape[1])
+
+    def __call__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
+        """Features `(B, R, F)`, boxes `(B, R, 4)` and mask `(B, R)` of photos, padded to the most regions."""
+        return stack_regions([self._read(row) for row in rows])
+
+    def _read(self, row: int) -> Regions:
+        path = self.paths[row]
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                regions = Regions(kept["boxes"].astype(np.float32), kept["features"].astype(np.float32))
+        except (KeyError, ValueError, OSError) as error:
+            raise ValueError(f"{path} does not hold features and boxes: {error}") from error
+        if regions.features.ndim != 2 or regions.boxes.shape != (len(regions.features), 4):
+            raise ValueError(f"{path}: features must be (R, F) and boxes (R, 4)")
+        return regions
 
 
 def boxes_for(images: int) -> Tensor:

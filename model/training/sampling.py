@@ -22,19 +22,17 @@ def sample_captions(
     state = DecoderState(model, memory, mask, captions_per_image=count)
     rows = memory.shape[0] * count
     captions: list[list[int]] = [[] for _ in range(rows)]
-    live = torch.arange(rows, device=memory.device)
+    every = torch.arange(rows, device=memory.device)
     tokens = torch.full((rows,), BOS, device=memory.device)
     for _ in range(model.config.max_words):
         state.append(tokens)
         for m in range(1, model.layers + 1):
-            state.run_layer(m, live)
-        z = state.newest(model.layers, live)[-1]
-        chances = emission_logits(model, z).float().softmax(-1)
-        drawn = torch.multinomial(chances, 1, generator=generator)[:, 0]
-        for row, word in zip(live.tolist(), drawn.tolist(), strict=True):
-            captions[row].append(word)
-        tokens[live] = drawn
-        live = live[drawn != EOS]
-        if not len(live):
+            state.run_layer(m, every)
+        chances = emission_logits(model, state.hidden[model.layers][:, state.position]).float().softmax(-1)
+        tokens = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        for caption, word in zip(captions, tokens.tolist(), strict=True):
+            if not caption or caption[-1] != EOS:
+                caption.append(word)
+        if all(caption[-1] == EOS for caption in captions):
             break
     return captions

@@ -18,7 +18,7 @@ from model.evaluation.cider import CiderD
 from model.training.losses import distillation
 from model.training.objectives import Batch, sample_shallow_exit
 from model.training.settings import StageSettings
-from model.vocabulary import EOS, PAD
+from model.vocabulary import BOS, EOS, PAD
 
 
 class CiderReward:
@@ -57,12 +57,12 @@ def self_critical_loss(
     return loss
 
 
-def pad_samples(captions: Sequence[Sequence[int]], bos: int) -> tuple[Tensor, Tensor]:
+def pad_samples(captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Samples (EOS included, where they ended) -> inputs `BOS w1 ..` and targets `w1 .. EOS`, both `(G, longest)`."""
     longest = max(len(caption) for caption in captions)
     inputs = torch.full((len(captions), longest), PAD)
     targets = torch.full((len(captions), longest), PAD)
     for row, caption in enumerate(captions):
         targets[row, : len(caption)] = torch.tensor(caption)
-        inputs[row, : len(caption)] = torch.tensor([bos, *caption[:-1]])
+        inputs[row, : len(caption)] = torch.tensor([BOS, *caption[:-1]])
     return inputs, targets

@@ -93,3 +93,17 @@ def read_settings(path: Path) -> TrainSettings:
         raise ValueError(f"{path}: no [[stage]]")
     data = _build(DataSettings, raw.pop("data", {}), f"{path}, [data]")
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
+
+
+def find_settings(config: Path) -> TrainSettings:
+    """`read_settings` of a file, or of a configuration that ships, by its name.
+
+    Raises `ValueError` for a file with mistakes, `FileNotFoundError` naming those that ship when there is none.
+    """
+    shipped = Path(__file__).parent / "configs"
+    if config.is_file():
+        return read_settings(config)
+    if (shipped / f"{config}.toml").is_file():
+        return read_settings(shipped / f"{config}.toml")
+    names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
+    raise FileNotFoundError(f"no configuration {config}: give a TOML file or one of {names}")

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from service.commands.loading import read_settings, require_onnx_runtime
+from service.commands.loading import read_settings, require_onnx_runtime, stop
 
 
 def serve(
@@ -21,6 +21,8 @@ def serve(
     What is not given here comes from the environment: DEECAP_HOST, DEECAP_PORT, DEECAP_BUNDLE, DEECAP_DEVICE.
     """
     settings = read_settings(host=host, port=port, bundle=bundle, device=device)
+    if settings.broker != "memory":
+        stop("this version serves through the memory broker alone: leave DEECAP_BROKER unset")
     require_onnx_runtime()
     from service.serve import serve as run
 

@@ -53,7 +53,7 @@ def real_like() -> tuple[list[Tokens], list[list[Tokens]]]:
 
 
 @pytest.mark.parametrize("seed", range(8))
-@pytest.mark.parametrize("images, words", [(1, 3), (2, 3), (7, 2), (40, 8)])
+@pytest.mark.parametrize(("images", "words"), [(1, 3), (2, 3), (7, 2), (40, 8)])
 def test_random_captions_score_as_in_the_package(seed: int, images: int, words: int) -> None:
     candidates, references = random_corpus(seed, images, words)
     np.testing.assert_allclose(
@@ -125,7 +125,7 @@ def test_what_cannot_be_scored_is_refused() -> None:
         CiderD([])
     with pytest.raises(ValueError, match="at least one reference"):
         scorer.prepare([])
-    with pytest.raises(ValueError):
+    with pytest.raises(ValueError, match="shorter"):
         scorer.score_many([["a"]], [])
     with pytest.raises(TypeError, match="not a string"):
         scorer.score("a dog", scorer.prepare([["a"]]))

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+import sys
 import time
 from pathlib import Path
 
@@ -63,8 +64,18 @@ def test_per_image_cider_averages_to_the_packages_figure() -> None:
     assert swapped.mean() < each.mean() / 2, "captions belong to their images"
 
 
+def test_an_empty_caption_scores_nothing_and_spoils_nothing() -> None:
+    """A model may answer EOS at once."""
+    pytest.importorskip("pycocoevalcap.bleu.bleu")
+    references = [words(image) for image in REFERENCES]
+    assert caption_scores([[], *words(CANDIDATES[1:])], references, meteor=False)["rouge_l"] > 30
+    nothing = caption_scores([[], [], []], references, meteor=False)
+    assert [nothing[key] for key in ("bleu_1", "bleu_4", "rouge_l", "cider_d")] == [0.0] * 4
+    assert per_image_cider([[], [], []], references).tolist() == [0.0] * 3
+
+
 @pytest.mark.parametrize(
-    "candidates, references, reason",
+    ("candidates", "references", "reason"),
     [
         ([], [], "cannot be scored"),
         ([["a"]], [], "cannot be scored"),
@@ -85,7 +96,7 @@ def test_captions_that_cannot_be_paired_are_refused(
 
 
 def test_without_the_package_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(__import__("sys").modules, "pycocoevalcap.bleu.bleu", None)
+    monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
     with pytest.raises(ModuleNotFoundError, match=r"deecap\[train\]"):
         caption_scores([["a"]], [[["a"]]])
 

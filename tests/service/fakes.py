@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -29,7 +30,7 @@ class FakeCaptioner:
     layers = LAYERS
     device = "cpu"
     speeds = SPEEDS
-    vocabulary = ("a", "b", "c")
+    bundle = SimpleNamespace(vocabulary=SimpleNamespace(words=("a", "b", "c")))
 
     def __init__(self) -> None:
         self.go = threading.Event()

@@ -1,0 +1,55 @@
+"""One split of a captioned data set, looked at once by a bundle's extractor: what is evaluated and calibrated on."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from model.caption import Regions
+from model.captioner import Captioner
+from model.training.data import read_captions
+from model.training.photos import iterate_photos
+
+BATCH = 16
+
+
+@dataclass(frozen=True)
+class EvaluationSet:
+    """Photos of a split with their regions and human captions, in the order of the caption file."""
+
+    names: tuple[str, ...]
+    regions: tuple[Regions, ...]
+    references: tuple[Sequence[Sequence[str]], ...]  # photos x captions x words
+
+
+def look_at_split(
+    captioner: Captioner, captions: Path, photos: Path, split: str, limit: int | None = None
+) -> EvaluationSet:
+    """Raises `ValueError` for an unreadable caption file or a split without photos, `FileNotFoundError` for photos."""
+    chosen = [photo for photo in read_captions(captions) if photo.split == split][:limit]
+    if not chosen:
+        raise ValueError(f"{captions} has no photos in the split {split!r}")
+    found: dict[str, Regions] = {}
+    batch: list[tuple[str, np.ndarray]] = []
+
+    def flush() -> None:
+        seen = captioner.look_at_pixels(np.stack([pixels for _, pixels in batch]))
+        for (name, _), regions in zip(batch, seen, strict=True):
+            found[name] = regions
+        batch.clear()
+
+    for item in tqdm(iterate_photos(photos, {photo.name for photo in chosen}), total=len(chosen), desc="looking"):
+        batch.append(item)
+        if len(batch) == BATCH:
+            flush()
+    if batch:
+        flush()
+    return EvaluationSet(
+        tuple(photo.name for photo in chosen),
+        tuple(found[photo.name] for photo in chosen),
+        tuple(photo.captions for photo in chosen),
+    )

@@ -1,0 +1,91 @@
+"""How well and how fast a bundle captions a split: caption metrics, and SpeedUp of all three kinds."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tqdm import tqdm
+
+from model.caption import Caption
+from model.captioner import Captioner
+from model.evaluation.data import EvaluationSet
+from model.evaluation.intervals import mean_interval
+from model.evaluation.metrics import caption_scores, per_image_cider
+from model.evaluation.speedup import corpus_speedup, executed_speedup, exit_histogram
+from model.exits import ResolvedSpeed
+
+BATCH = 100
+TIMED_PHOTOS = 50  # captioned one at a time for the milliseconds
+
+
+@dataclass(frozen=True)
+class Run:
+    """The captions of a whole set at one threshold."""
+
+    captions: list[Caption]
+    executed_rows: int  # (layer, word) pairs, catch-up included
+
+    @property
+    def words(self) -> list[list[str]]:
+        return [[word.text for word in caption.words] for caption in self.captions]
+
+    @property
+    def exits(self) -> list[list[int]]:
+        return [[step.exit_layer for step in caption.steps] for caption in self.captions]
+
+
+def describe_all(captioner: Captioner, photos: EvaluationSet, tau: float, beam: int = 1) -> Run:
+    """Captions of every photo at τ, in batches."""
+    speed = captioner.speeds.resolve(tau=tau)
+    captions: list[Caption] = []
+    executed = 0
+    for start in tqdm(range(0, len(photos.regions), BATCH), desc=f"tau {tau:.3g}, beam {beam}", leave=False):
+        part = photos.regions[start : start + BATCH]
+        described, rows = captioner.describe_counted(part, [speed] * len(part), beam)
+        captions += described
+        executed += rows
+    return Run(captions, executed)
+
+
+def describe_milliseconds(captioner: Captioner, photos: EvaluationSet, taus: Sequence[float]) -> list[float]:
+    """Mean milliseconds of encoder and words for one photo at a time at each τ, the thresholds taking turns."""
+    speeds = [captioner.speeds.resolve(tau=tau) for tau in taus]
+    totals = [0.0] * len(taus)
+    chosen = photos.regions[:TIMED_PHOTOS]
+    captioner.describe_batch([chosen[0]], [speeds[0]])  # the first run of anything is slow
+    for regions in chosen:
+        for index, speed in enumerate(speeds):
+            started = time.perf_counter()
+            captioner.describe_batch([regions], [speed])
+            totals[index] += time.perf_counter() - started
+    return [total * 1000 / len(chosen) for total in totals]
+
+
+def evaluate(captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, beam: int = 1) -> dict[str, Any]:
+    """All figures of a bundle on a set at one speed, ready for JSON; scores x 100."""
+    run = describe_all(captioner, photos, speed.tau, beam)
+    steps = sum(len(exits) for exits in run.exits)
+    cider = per_image_cider(run.words, photos.references)
+    _, low, high = mean_interval(cider)
+    # A beam computes rows for hypotheses that are not kept, so the two ratios of layers are a greedy search's only.
+    greedy = beam == 1
+    full, own = describe_milliseconds(captioner, photos, [0.0, speed.tau]) if greedy else (None, None)
+    return {
+        "bundle": captioner.name,
+        "revision": captioner.revision,
+        "photos": len(photos.names),
+        "tau": speed.tau,
+        "beam": beam,
+        "scores": caption_scores(run.words, photos.references),
+        "cider_d_95": [low, high],
+        "speedup": {
+            "paper": corpus_speedup(run.exits, captioner.layers),
+            "executed": executed_speedup(steps, captioner.layers, run.executed_rows) if greedy else None,
+            "clock": full / own if full and own else None,
+        },
+        "describe_ms": own,
+        "exit_layers": exit_histogram(run.exits, captioner.layers),
+    }

@@ -1,0 +1,39 @@
+"""From a finished training run to a bundle: weights and extractor as they ship."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from model.bottom_up.export import export_extractor
+from model.bottom_up.trunk import HEAD_WIDTH, Trunk
+from model.bundle import EXTRACTOR, SPEEDS, save_model, write_json
+from model.config import DeeCapConfig
+from model.deecap import DeeCap
+from model.exits import TIERS, ExitPolicy, SpeedRow, SpeedTable
+from model.training.settings import TrainSettings
+from model.vocabulary import Vocabulary
+
+UNMEASURED = "not measured: run `deecap calibrate`"
+
+
+def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
+    """Writes the last stage of the run in `work` as a bundle, whole but for a measured speed table and a model card.
+
+    Until it is calibrated every tier runs at full depth. Raises `FileNotFoundError` when the run is not finished.
+    """
+    last = work / f"{settings.stages[-1].name}.pt"
+    if not last.exists():
+        raise FileNotFoundError(f"{last} is not there: the run has not finished; `deecap train` goes on with it")
+    state = torch.load(last, map_location="cpu", weights_only=True)
+    vocabulary = Vocabulary(state["vocabulary"])
+    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=HEAD_WIDTH, **settings.model))
+    model.load_state_dict(state["model"])
+    trunk = Trunk()
+    trunk.load_state_dict(state["trunk"])
+    save_model(folder, folder.name, model, vocabulary, ExitPolicy.every_layer(model.layers))
+    export_extractor(trunk, folder / EXTRACTOR)
+    only_row = SpeedRow(tau=0.0, speedup=1.0, executed_speedup=1.0, cider=0.0, describe_ms=0.0)
+    table = SpeedTable((only_row,), dict.fromkeys(TIERS, 0.0), {"note": UNMEASURED})
+    write_json(folder / SPEEDS, table.to_json())

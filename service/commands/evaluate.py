@@ -1,0 +1,41 @@
+"""`deecap evaluate`: caption metrics and the three SpeedUps of a bundle, as JSON."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from service.commands.loading import load_captioner, read_settings, stop
+
+
+def evaluate(
+    captions: Annotated[Path, typer.Option(help="Karpathy-style JSON with the human captions.")],
+    photos: Annotated[Path, typer.Option(help="Folder of image files or tar archives.")],
+    bundle: Annotated[Path | None, typer.Option(help="Folder of the model. Default: the one that ships.")] = None,
+    split: Annotated[str, typer.Option(help="Which photos of the file.")] = "val",
+    speed: Annotated[str | None, typer.Option(help="A tier or a number. Default: balanced.")] = None,
+    tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats, in place of a speed.")] = None,
+    beam: Annotated[int, typer.Option(min=1, max=5, help="Hypotheses per photo.")] = 1,
+    limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
+    device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
+) -> None:
+    """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens."""
+    from model.evaluation.data import look_at_split
+    from model.evaluation.evaluate import evaluate as measure
+    from model.exits import UnknownSpeedError
+
+    captioner = load_captioner(read_settings(bundle=bundle, device=device))
+    try:
+        asked = captioner.speeds.resolve(speed, tau)
+        seen = look_at_split(captioner, captions, photos, split, limit)
+        result = {"split": split, "speed": speed, **measure(captioner, seen, asked, beam)}
+    except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        stop(str(error))
+    text = json.dumps(result, indent=1)
+    typer.echo(text)
+    if out:
+        out.write_text(text + "\n")
