@@ -72,14 +72,15 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
 
     def flush() -> None:
         pixels = np.stack([view_pixels(photo, view, row[name]) for name, photo in batch for view in range(views)])
-        with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-            x = normalise(torch.from_numpy(pixels)).to(memory_format=torch.channels_last)
-            y = trunk.bottom(x).to(torch.float16).numpy()
+        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+            x = normalise(torch.from_numpy(pixels).to(device)).to(memory_format=torch.channels_last)
+            y = trunk.bottom(x).to(torch.float16).cpu().numpy()
         for (name, _), value in zip(batch, y.reshape(len(batch), views, *BOTTOM_SHAPE), strict=True):
             features[row[name]] = value
             done.add(name)
         batch.clear()
 
+    device = next(trunk.parameters()).device
     trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     for number, item in enumerate(
         tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")

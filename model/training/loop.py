@@ -23,7 +23,7 @@ from model.training.average import WeightAverage
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL, bottom_features
 from model.training.objectives import Batch, backbone_loss, exits_loss
-from model.training.optimiser import freeze_layers, make_optimiser, rate_at
+from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.photos import photo_names
 from model.training.regions import KeptRegions, PhotoRows, RegionFiles, boxes_for, mirrored
 from model.training.sampling import sample_captions
@@ -35,7 +35,6 @@ from model.vocabulary import EOS, Vocabulary
 LOG_EVERY = 20  # steps between lines of the log
 OWN_CAPTIONS = 5  # drawn per photo where a stage learns from the model's own
 OWN_BATCH = 40  # photos at a time when drawing them
-EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion")
 
 
 class Trainer:
@@ -45,6 +44,7 @@ class Trainer:
         """`features`: folder of kept lower-trunk features, shared by runs. Raises `ValueError` for bad data."""
         self.settings, self.work = settings, work
         work.mkdir(parents=True, exist_ok=True)
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
         photos = read_captions(data / settings.data.captions)
         extra = read_captions(data / settings.data.extra_captions) if settings.data.extra_captions else []
@@ -64,10 +64,10 @@ class Trainer:
             self.files = RegionFiles(data / settings.data.region_features, [photo.name for photo in self.photos])
             feature_width = self.files.feature_width
         else:
-            self.trunk = imagenet_trunk().to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.trunk = imagenet_trunk().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.rows = self._photo_rows(photos, extra, data, features)
         config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=feature_width, **settings.model)
-        self.model = DeeCap(config)
+        self.model = DeeCap(config).to(self.device)
         self.kept: KeptRegions | None = None
         self.reward: CiderReward | None = None
         self.own_captions: dict[str, list[list[int]]] = {}
@@ -75,30 +75,31 @@ class Trainer:
     def _photo_rows(self, photos: Sequence[Photo], extra: Sequence[Photo], data: Path, features: Path) -> PhotoRows:
         """The kept lower-trunk features of all photos, computed where they are not there yet."""
         assert self.trunk is not None
-        told, name = self.settings.data, self.settings.name
-        groups = [
-            (photos, told.photos, "", self.settings.views),
-            (extra, told.extra_photos, "-extra", self.settings.views),
-        ]
+        told, views = self.settings.data, self.settings.views
+        groups = [(photos, told.photos, told.captions, views), (extra, told.extra_photos, told.extra_captions, views)]
         if told.unlabelled_photos and any(stage.own_captions for stage in self.settings.stages):
             unlabelled = [Photo(photo, "unlabelled", ()) for photo in photo_names(data / told.unlabelled_photos)]
             self.photos.extend(unlabelled)
-            groups.append((unlabelled, told.unlabelled_photos, "-unlabelled", 1))
-        parts = [
-            bottom_features(
-                self.trunk, data / folder, [photo.name for photo in group], views, features / f"{name}{part}.npy"
-            )
-            for group, folder, part, views in groups
-            if group
-        ]
+            groups.append((unlabelled, told.unlabelled_photos, told.unlabelled_photos, 1))
+        parts = []
+        for group, folder, source, kept_views in groups:
+            if group:
+                cache = features / f"{source.replace('/', '-').removesuffix('.json')}.npy"
+                names = [photo.name for photo in group]
+                parts.append(bottom_features(self.trunk, data / folder, names, kept_views, cache))
         return PhotoRows(tuple(photo.name for photo in self.photos), tuple(parts))
 
     def run(self) -> None:
-        """All stages, those already done left out."""
+        """All stages, those already done left out. Raises `FileNotFoundError` when what it starts from is not there."""
+        if self.settings.starts_from:
+            start = self.work.parent / f"{self.settings.starts_from}.pt"
+            if not start.exists():
+                raise FileNotFoundError(f"{start} is not there: train {self.settings.starts_from.split('/')[0]} first")
+            self._load(torch.load(start, map_location=self.device, weights_only=True))
         for stage in self.settings.stages:
             if not (self.work / f"{stage.name}.pt").exists():
                 self._run_stage(stage)
-            self._load(torch.load(self.work / f"{stage.name}.pt", weights_only=True))
+            self._load(torch.load(self.work / f"{stage.name}.pt", map_location=self.device, weights_only=True))
 
     def _load(self, state: dict[str, Any]) -> None:
         self.model.load_state_dict(state["model"], strict=False)
@@ -110,34 +111,40 @@ class Trainer:
     def regions(self, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
         """Features, boxes and mask of photos, by the trunk as it is now; gradients flow where they are on."""
         if self.files is not None:
-            return self.files(rows)
+            features, boxes, mask = (part.to(self.device) for part in self.files(rows))
+            return features, boxes, mask
         if self.kept is not None:
-            features = self.kept(rows, views)
+            features = self.kept(rows, views).to(self.device)
         else:
             assert self.trunk is not None
-            features = cells(self.trunk.top(self.rows.bottom(rows, views)))
-        return features, boxes_for(len(rows)), None
+            features = cells(self.trunk.top(self.rows.bottom(rows, views).to(self.device)))
+        return features, boxes_for(len(rows)).to(self.device), None
 
     # One stage ----------------------------------------------------------------------------------------------------
 
     def _run_stage(self, stage: StageSettings) -> None:
         tuned = stage.tune_trunk_from >= 0
-        self.kept = None if tuned or self.trunk is None else KeptRegions(self.rows, self.trunk)
+        if tuned or self.trunk is None:
+            self.kept = None
+        elif self.kept is None:  # else they are the last stage's, which left the trunk alone as well
+            self.kept = KeptRegions(self.rows, self.trunk)
         if stage.kind == "self_critical":
             self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})
         rows = self.train_rows
         if stage.own_captions:
             rows = [row for row, photo in enumerate(self.photos) if photo.split in ("train", "unlabelled")]
             self.own_captions = self._draw_own_captions(rows, stage)
-        backbone = [p for name, p in self.model.named_parameters() if name.split(".")[0] not in EXIT_PARTS]
-        for parameter in backbone:
-            parameter.requires_grad_(not stage.freeze_backbone)
+        for name, parameter in self.model.named_parameters():
+            parameter.requires_grad_(is_exit_part(name) or not stage.freeze_backbone)
         trunk_parameters = self.trunk.top_parameters() if tuned and self.trunk is not None else []
         optimiser = make_optimiser(self.model, trunk_parameters, stage)
         average = WeightAverage(self._modules(), self.settings.average_decay)
         progress: dict[str, Any] = {"epoch": 0, "best": -1.0, "best_epoch": -1}
         path = self.work / "checkpoint.pt"
-        if path.exists() and (saved := torch.load(path, weights_only=True))["stage"] == stage.name:
+        if (
+            path.exists()
+            and (saved := torch.load(path, map_location=self.device, weights_only=True))["stage"] == stage.name
+        ):
             self._load(saved)
             optimiser.load_state_dict(saved["optimiser"])
             average.load_state_dict(saved["average"])
@@ -182,9 +189,7 @@ class Trainer:
         bar = tqdm(batches, total=steps, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
         for number, chosen in enumerate(bar):
             rate = rate_at(epoch * steps + number, steps, stage)
-            for group in optimiser.param_groups:
-                group["lr"] = rate
-            optimiser.param_groups[2]["lr"] = rate * stage.trunk_learning_rate / stage.learning_rate
+            set_rate(optimiser, rate)
             loss, reward = self._loss(stage, [rows[index] for index in chosen], tuning, random)
             optimiser.zero_grad(set_to_none=True)
             loss.backward()
@@ -226,8 +231,9 @@ class Trainer:
             if photo.name in self.own_captions and (not texts or random.random() < stage.own_captions):
                 texts = [[self.vocabulary.words[number] for number in own] for own in self.own_captions[photo.name]]
             captions += pick_captions(texts, stage.captions_per_image, self.vocabulary, mirrored(view), random)
-        batch = Batch(features, boxes, mask, *pad_captions(captions, self.model.config.max_words))
-        with torch.autocast("cpu", torch.bfloat16):
+        inputs, targets = pad_captions(captions, self.model.config.max_words)
+        batch = Batch(features, boxes, mask, inputs.to(self.device), targets.to(self.device))
+        with torch.autocast(self.device.type, torch.bfloat16):
             if stage.kind == "backbone":
                 return backbone_loss(self.model, batch, stage, random), 0.0
             return exits_loss(self.model, batch, stage), 0.0
@@ -260,9 +266,11 @@ class Trainer:
             for index, sample in enumerate(samples)
         ]
         advantages, reward = self.reward.advantages(rows, scored)
-        batch = Batch(features, boxes, mask, *pad_samples(samples))
-        with torch.autocast("cpu", torch.bfloat16):
-            return self_critical_loss(self.model, batch, torch.from_numpy(advantages).float(), stage, random), reward
+        inputs, targets = (part.to(self.device) for part in pad_samples(samples))
+        batch = Batch(features, boxes, mask, inputs, targets)
+        with torch.autocast(self.device.type, torch.bfloat16):
+            weights = torch.from_numpy(advantages).float().to(self.device)
+            return self_critical_loss(self.model, batch, weights, stage, random), reward
 
     def _numbered(self, row: int) -> list[list[int]]:
         return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]

@@ -11,16 +11,32 @@ from torch import nn
 from model.deecap import DeeCap
 from model.training.settings import StageSettings
 
+EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion")
 
-def make_optimiser(model: nn.Module, trunk_parameters: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:
-    """Two rates: group 0 and 1 are the model (matrices decay, the rest does not), group 2 the trunk, if any."""
-    learning = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [
-        {"params": [p for p in learning if p.ndim > 1], "weight_decay": stage.weight_decay},
-        {"params": [p for p in learning if p.ndim <= 1], "weight_decay": 0.0},
-        {"params": trunk_parameters, "weight_decay": 0.0},
-    ]
+
+def make_optimiser(model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:
+    """AdamW over exits, backbone and trunk, each at its own `scale` of the stage's rate; vectors do not decay."""
+    backbone_scale = (stage.backbone_learning_rate or stage.learning_rate) / stage.learning_rate
+    groups = []
+    for wanted, scale in ((True, 1.0), (False, backbone_scale)):
+        named = [(name, p) for name, p in model.named_parameters() if p.requires_grad and is_exit_part(name) == wanted]
+        matrices, vectors = [p for _, p in named if p.ndim > 1], [p for _, p in named if p.ndim <= 1]
+        groups.append({"params": matrices, "weight_decay": stage.weight_decay, "scale": scale})
+        groups.append({"params": vectors, "weight_decay": 0.0, "scale": scale})
+    trunk_scale = stage.trunk_learning_rate / stage.learning_rate
+    groups.append({"params": trunk, "weight_decay": 0.0, "scale": trunk_scale})
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:
+    """The stage's rate, scaled for each group."""
+    for group in optimiser.param_groups:
+        group["lr"] = rate * group["scale"]
+
+
+def is_exit_part(name: str) -> bool:
+    """Whether a parameter belongs to the exits (fusion, imitators, gate) and not to the backbone."""
+    return name.split(".")[0] in EXIT_PARTS
 
 
 def rate_at(step: int, steps_per_epoch: int, stage: StageSettings) -> float:

@@ -61,9 +61,10 @@ class KeptRegions:
             having = [row for row in range(len(photos.names)) if photos.views(row) > view]
             for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
                 rows = having[start : start + batch]
+                bottom = photos.bottom(rows, [view] * len(rows))
                 with torch.inference_mode():
-                    regions = cells(trunk.top(photos.bottom(rows, [view] * len(rows))))
-                self.features[rows, view] = regions.numpy()
+                    regions = cells(trunk.top(bottom.to(next(trunk.parameters()).device)))
+                self.features[rows, view] = regions.cpu().numpy()
 
     def __call__(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """float32 `(len(rows), 81, 1280)`."""

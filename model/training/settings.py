@@ -31,6 +31,7 @@ class StageSettings:
     kind: str
     epochs: int
     learning_rate: float
+    backbone_learning_rate: float = 0.0  # exits: of all but exits, imitators and gate; 0: the same
     final_learning_rate: float = 0.0  # end of the cosine; with `decay_every` not used
     decay_every: int = 0  # epochs; 0: cosine. The paper: times 0.9 every five epochs
     decay: float = 0.9
@@ -60,6 +61,7 @@ class TrainSettings:
     data: DataSettings
     model: dict[str, Any]  # `DeeCapConfig` without vocabulary and feature sizes, which come from the data
     stages: tuple[StageSettings, ...]
+    starts_from: str = ""  # `<run>/<stage>` in the same work folder, whose model and trunk this run goes on from
     views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
     average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
     least_count: int = 5  # times a word must be seen
