@@ -141,10 +141,8 @@ class Trainer:
         average = WeightAverage(self._modules(), self.settings.average_decay)
         progress: dict[str, Any] = {"epoch": 0, "best": -1.0, "best_epoch": -1}
         path = self.work / "checkpoint.pt"
-        if (
-            path.exists()
-            and (saved := torch.load(path, map_location=self.device, weights_only=True))["stage"] == stage.name
-        ):
+        saved = torch.load(path, map_location=self.device, weights_only=True) if path.exists() else {}
+        if saved.get("stage") == stage.name:
             self._load(saved)
             optimiser.load_state_dict(saved["optimiser"])
             average.load_state_dict(saved["average"])
