@@ -65,6 +65,11 @@ class Captioner:
         return self._model.layers
 
     @property
+    def vocabulary_size(self) -> int:
+        """Words, special ones included."""
+        return len(self.bundle.vocabulary)
+
+    @property
     def speeds(self) -> SpeedTable:
         return self.bundle.speeds
 

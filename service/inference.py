@@ -36,7 +36,7 @@ class ModelInfo:
     layers: int  # N of the decoder
     device: str
     speeds: SpeedTable
-    vocabulary_size: int | None  # words; None where the captioner does not say
+    vocabulary_size: int  # words, special ones included
 
 
 @dataclass(frozen=True)
@@ -105,6 +105,9 @@ class CaptionerLike(Protocol):
 
     @property
     def layers(self) -> int: ...
+
+    @property
+    def vocabulary_size(self) -> int: ...
 
     @property
     def speeds(self) -> SpeedTable: ...
@@ -207,7 +210,7 @@ class LocalEngine:
             layers=captioner.layers,
             device=captioner.device,
             speeds=captioner.speeds,
-            vocabulary_size=_vocabulary_size(captioner),
+            vocabulary_size=captioner.vocabulary_size,
         )
         self._healthy = True
         self._started.set_result(None)
@@ -277,12 +280,6 @@ class LocalEngine:
                 waiting = self._queue.get_nowait()
             except queue.Empty:
                 return
-
-
-def _vocabulary_size(captioner: CaptionerLike) -> int | None:
-    """Of the bundle that `model.captioner.Captioner` holds; None for a captioner without one."""
-    bundle = getattr(captioner, "bundle", None)
-    return None if bundle is None else len(bundle.vocabulary.words)
 
 
 def _canary(captioner: CaptionerLike) -> None:

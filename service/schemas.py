@@ -171,7 +171,7 @@ class ModelOut(BaseModel):
     revision: str = Field(description="First 12 hex digits of the sha256 over the bundle's files.")
     layers: int = Field(description="Of the decoder.")
     device: str
-    vocabulary_size: int | None = Field(description="Words, special ones included; null where not known.")
+    vocabulary_size: int = Field(description="Words, special ones included.")
 
 
 class StatusOut(BaseModel):

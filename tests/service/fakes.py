@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-from types import SimpleNamespace
 
 import numpy as np
 from PIL import Image
@@ -30,7 +29,7 @@ class FakeCaptioner:
     layers = LAYERS
     device = "cpu"
     speeds = SPEEDS
-    bundle = SimpleNamespace(vocabulary=SimpleNamespace(words=("a", "b", "c")))
+    vocabulary_size = 3
 
     def __init__(self) -> None:
         self.go = threading.Event()
