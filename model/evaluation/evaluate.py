@@ -12,7 +12,7 @@ from tqdm import tqdm
 from model.caption import Caption
 from model.captioner import Captioner
 from model.evaluation.data import EvaluationSet
-from model.evaluation.intervals import mean_interval
+from model.evaluation.intervals import mean_interval, paired_bootstrap
 from model.evaluation.metrics import caption_scores, per_image_cider
 from model.evaluation.speedup import corpus_speedup, executed_speedup, exit_histogram
 from model.exits import ResolvedSpeed
@@ -88,4 +88,27 @@ def evaluate(captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, 
         },
         "describe_ms": own,
         "exit_layers": exit_histogram(run.exits, captioner.layers),
+    }
+
+
+def compare(
+    one: Captioner, other: Captioner, photos: tuple[EvaluationSet, EvaluationSet], speed: str | float, beam: int = 1
+) -> dict[str, Any]:
+    """Two bundles at the same speed of their own tables: CIDEr-D x 100 of one less the other's, paired over photos.
+
+    `photos` are the same split as each bundle's extractor sees it.
+    """
+    runs = [
+        describe_all(captioner, seen, captioner.speeds.resolve(speed).tau, beam)
+        for captioner, seen in zip((one, other), photos, strict=True)
+    ]
+    ciders = [per_image_cider(run.words, photos[0].references) for run in runs]
+    difference, low, high = paired_bootstrap(ciders[0], ciders[1])
+    return {
+        "bundle": other.name,
+        "revision": other.revision,
+        "speedup": corpus_speedup(runs[1].exits, other.layers),
+        "cider_d": float(ciders[1].mean()),
+        "cider_d_difference": difference,
+        "cider_d_difference_95": [low, high],
     }

@@ -18,6 +18,7 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which photos of the file.")] = "val",
     speed: Annotated[str | None, typer.Option(help="A tier or a number. Default: balanced.")] = None,
     tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats, in place of a speed.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another bundle, compared at the same speed.")] = None,
     beam: Annotated[int, typer.Option(min=1, max=5, help="Hypotheses per photo.")] = 1,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
@@ -25,14 +26,21 @@ def evaluate(
 ) -> None:
     """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens."""
     from model.evaluation.data import look_at_split
+    from model.evaluation.evaluate import compare
     from model.evaluation.evaluate import evaluate as measure
-    from model.exits import UnknownSpeedError
+    from model.exits import DEFAULT_SPEED, UnknownSpeedError
 
     captioner = load_captioner(read_settings(bundle=bundle, device=device))
     try:
         asked = captioner.speeds.resolve(speed, tau)
         seen = look_at_split(captioner, captions, photos, split, limit)
         result = {"split": split, "speed": speed, **measure(captioner, seen, asked, beam)}
+        if against:
+            if tau is not None:
+                stop("--against compares at a speed: thresholds of two models mean different things")
+            other = load_captioner(read_settings(bundle=against, device=device))
+            both = (seen, look_at_split(other, captions, photos, split, limit))
+            result["against"] = compare(captioner, other, both, speed or DEFAULT_SPEED, beam)
     except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         stop(str(error))
     text = json.dumps(result, indent=1)
