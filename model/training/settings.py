@@ -33,6 +33,7 @@ class StageSettings:
     learning_rate: float
     backbone_learning_rate: float = 0.0  # exits: of all but exits, imitators and gate; 0: the same
     final_learning_rate: float = 0.0  # end of the cosine; with `decay_every` not used
+    schedule_epochs: int = 0  # length of the cosine where the stage ends before it; 0: `epochs`
     decay_every: int = 0  # epochs; 0: cosine. The paper: times 0.9 every five epochs
     decay: float = 0.9
     warmup_steps: int = 0
