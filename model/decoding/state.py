@@ -21,9 +21,9 @@ class DecoderState:
         self.model = model
         config = model.config
         rows, length = memory.shape[0] * captions_per_image, config.max_words + 1
-        memory = memory.repeat_interleave(captions_per_image, 0)
+        self.captions_per_image = captions_per_image
         self.regions = [layer.regions.keys_values(memory) for layer in model.decoder_layers]
-        self.regions_mask = None if mask is None else mask.repeat_interleave(captions_per_image, 0)[:, None, None, :]
+        self.regions_mask = None if mask is None else mask[:, None, None, :]
         shape = (rows, config.heads, length, config.width // config.heads)
         self.keys = [memory.new_zeros(shape) for _ in model.decoder]
         self.values = [memory.new_zeros(shape) for _ in model.decoder]
@@ -60,8 +60,11 @@ class DecoderState:
         self.keys[m - 1][rows, :, start:end] = keys
         self.values[m - 1][rows, :, start:end] = values
         words = (self.keys[m - 1][rows, :, :end], self.values[m - 1][rows, :, :end])
-        regions = tuple(part[rows] for part in self.regions[m - 1])
-        mask = None if self.regions_mask is None else self.regions_mask[rows]
+        # With all rows, the captions of an image stand side by side and share its keys and values.
+        images = rows if isinstance(rows, slice) else rows // self.captions_per_image
+        regions_keys, regions_values = self.regions[m - 1]
+        regions = (regions_keys[images], regions_values[images])
+        mask = None if self.regions_mask is None else self.regions_mask[images]
         y = layer(x, words, self.causal[start:end, :end], regions, mask)
         self.hidden[m][rows, start:end] = y
         self.filled[m - 1, rows] = end
