@@ -121,13 +121,14 @@ def greedy_search(
 
 
 @torch.no_grad()
-def beam_search(
+def ranked_search(
     model: DeeCap, memory: Tensor, taus: Sequence[float], policy: ExitPolicy, beam: int, mask: Tensor | None = None
-) -> Decoded:
-    """The best of `beam` hypotheses per image, by log-probability per step, EOS included.
+) -> tuple[list[list[list[Step]]], int]:
+    """The captions that a beam ends with for each image, best first by log-probability per step, EOS included.
 
-    An image is done when it has `beam` ended hypotheses, or its captions are as long as they may be; then those
-    without EOS compete too. Raises `ValueError` for a beam outside 1..5.
+    Beside them, the (layer, word) pairs computed. An image is done when it has `beam` ended hypotheses, or its
+    captions are as long as they may be; then those without EOS compete too. Raises `ValueError` for a beam outside
+    1..5.
     """
     if not 1 <= beam <= LARGEST_BEAM:
         raise ValueError(f"beam must be from 1 to {LARGEST_BEAM}, not {beam}")
@@ -168,5 +169,16 @@ def beam_search(
         if not any(live):
             break
         state.reorder(torch.tensor(parents, device=memory.device))
-    best = [max([*ended[image], *live[image]], key=lambda hypothesis: hypothesis.score) for image in range(images)]
-    return Decoded([hypothesis.steps for hypothesis in best], state.executed_rows)
+    ranked = [
+        [hypothesis.steps for hypothesis in sorted([*done, *going], key=lambda hypothesis: -hypothesis.score)]
+        for done, going in zip(ended, live, strict=True)
+    ]
+    return ranked, state.executed_rows
+
+
+def beam_search(
+    model: DeeCap, memory: Tensor, taus: Sequence[float], policy: ExitPolicy, beam: int, mask: Tensor | None = None
+) -> Decoded:
+    """The best caption of `ranked_search` for each image. Raises as it does."""
+    ranked, executed_rows = ranked_search(model, memory, taus, policy, beam, mask)
+    return Decoded([captions[0] for captions in ranked], executed_rows)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import time
 import zlib
 from collections.abc import Sequence
@@ -18,7 +19,9 @@ from tqdm import tqdm
 from model.bottom_up.grid import cells
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.config import DeeCapConfig
+from model.decoding.search import ranked_search
 from model.deecap import DeeCap
+from model.exits import ExitPolicy
 from model.training.average import WeightAverage
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL, bottom_features
@@ -33,8 +36,8 @@ from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import EOS, Vocabulary
 
 LOG_EVERY = 20  # steps between lines of the log
-OWN_CAPTIONS = 5  # drawn per photo where a stage learns from the model's own
-OWN_BATCH = 40  # photos at a time when drawing them
+OWN_BEAM = 3  # hypotheses, all kept, where a stage learns from the model's own captions
+OWN_BATCH = 100  # photos at a time when making them
 
 
 class Trainer:
@@ -133,7 +136,7 @@ class Trainer:
         rows = self.train_rows
         if stage.own_captions:
             rows = [row for row, photo in enumerate(self.photos) if photo.split in ("train", "unlabelled")]
-            self.own_captions = self._draw_own_captions(rows, stage)
+            self.own_captions = self._make_own_captions(rows, stage)
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_exit_part(name) or not stage.freeze_backbone)
         trunk_parameters = self.trunk.top_parameters() if tuned and self.trunk is not None else []
@@ -273,8 +276,8 @@ class Trainer:
     def _numbered(self, row: int) -> list[list[int]]:
         return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]
 
-    def _draw_own_captions(self, rows: Sequence[int], stage: StageSettings) -> dict[str, list[list[int]]]:
-        """Captions sampled from the model as it starts the stage, for each photo; kept in the work folder."""
+    def _make_own_captions(self, rows: Sequence[int], stage: StageSettings) -> dict[str, list[list[int]]]:
+        """The model's own captions as it starts the stage, by beam search at full depth; kept in the work folder."""
         path = self.work / f"{stage.name}.own.json"
         if not path.exists():
             self.model.eval()
@@ -284,20 +287,31 @@ class Trainer:
                 features, boxes, mask = self.regions(part, [FULL] * len(part))
                 with torch.no_grad():
                     memory = self.model.encode(features, boxes, mask)
-                samples = sample_captions(self.model, memory, OWN_CAPTIONS, mask)
-                for index, row in enumerate(part):
-                    drawn = samples[index * OWN_CAPTIONS : (index + 1) * OWN_CAPTIONS]
-                    own[self.photos[row].name] = [[number for number in one if number != EOS] for one in drawn]
+                never = ExitPolicy(())
+                ranked, _ = ranked_search(self.model, memory, [0.0] * len(part), never, OWN_BEAM, mask)
+                for row, captions in zip(part, ranked, strict=True):
+                    numbered = [[step.token for step in steps if step.token != EOS] for steps in captions[:OWN_BEAM]]
+                    own[self.photos[row].name] = numbered
             path.write_text(json.dumps(own))
         captions: dict[str, list[list[int]]] = json.loads(path.read_text())
         return captions
 
     def _validate(self, stage: StageSettings, epoch: int) -> float:
-        decoded, _ = caption_rows(self.model, self.regions, self.val_rows, batch=self.settings.validation_batch)
-        words = caption_words(decoded, self.vocabulary)
-        cider = mean_cider(words, self.references)
-        self._log(stage=stage.name, epoch=epoch + 1, val_cider=cider, sample=" ".join(words[0]))
-        return cider
+        """What the best epoch is chosen by: CIDEr-D x 100 of greedy captions of the val photos at full depth.
+
+        Where exits are trained, the mean of that and of the same with every word leaving at layer 1.
+        """
+        thresholds = [0.0, math.inf] if stage.kind == "exits" and self.model.config.exits != "final" else [0.0]
+        ciders, samples = [], []
+        for tau in thresholds:
+            batch = self.settings.validation_batch
+            decoded, _ = caption_rows(self.model, self.regions, self.val_rows, tau, batch=batch)
+            words = caption_words(decoded, self.vocabulary)
+            ciders.append(mean_cider(words, self.references))
+            samples.append(" ".join(words[0]))
+        names = ("val_cider", "val_cider_layer_1")[: len(ciders)]
+        self._log(stage=stage.name, epoch=epoch + 1, **dict(zip(names, ciders, strict=True)), samples=samples)
+        return float(np.mean(ciders))
 
     def _log(self, **line: Any) -> None:
         with (self.work / "log.jsonl").open("a") as log:
