@@ -279,6 +279,32 @@ def test_a_word_that_goes_deep_late_catches_up_with_all_before(make_model: MakeM
     assert state.executed_rows == 2 * 4 * 3
 
 
+def test_a_reordered_row_knows_how_deep_its_words_went(make_model: MakeModel) -> None:
+    """By hand: of two hypotheses of one image one went deep and one did not; both go on from the shallow one."""
+    model = make_model()
+    photos = images(model, 1)
+    with torch.no_grad():
+        memory = model.encode(photos.features, photos.boxes, photos.mask)
+        state = DecoderState(model, memory, photos.mask, captions_per_image=2)
+        both, deep = torch.arange(2), torch.tensor([0])
+        state.append(torch.tensor([BOS, BOS]))
+        for m in range(1, 5):
+            state.run_layer(m, both)
+        state.append(torch.tensor([6, 9]))
+        state.run_layer(1, both)
+        for m in range(2, 5):
+            state.run_layer(m, deep)
+        before = state.executed_rows
+        state.reorder(torch.tensor([1, 1]))
+        state.append(torch.tensor([7, 8]))
+        for m in range(1, 5):
+            state.run_layer(m, both)
+        expected = model.hidden_states(memory, torch.tensor([[BOS, 9, 7], [BOS, 9, 8]]), photos.mask)
+    for found, exact in zip(state.newest(4, both), expected, strict=True):
+        torch.testing.assert_close(found, exact[:, -1], rtol=0, atol=1e-12)
+    assert state.executed_rows - before == 2 * (1 + 3 * 2)  # layer 1 for the new word, the others for two words
+
+
 def test_a_model_with_one_exit_cannot_be_asked_for_others(make_model: MakeModel) -> None:
     model = make_model("final")
     with pytest.raises(ValueError, match="no exit"):
@@ -345,15 +371,15 @@ def test_special_words_are_never_emitted(make_model: MakeModel, beam: int | None
     with torch.no_grad():
         model.head_bias[[PAD, BOS, UNKNOWN]] += 50.0
     photos = images(model, 4)
-    decoded = search(model, photos, thresholds(model, photos, 4, 0), (1, 2, 3), beam)
-    for steps, image in zip(decoded.captions, photos.alone, strict=True):
+    taus = thresholds(model, photos, 4, 0)
+    decoded = search(model, photos, taus, (1, 2, 3), beam)
+    for steps, image, tau in zip(decoded.captions, photos.alone, taus, strict=True):
         assert not {step.token for step in steps} & {PAD, BOS, UNKNOWN}
-        assert all(math.isfinite(step.entropy) and math.isfinite(step.log_probability) for step in steps)
         assert EOS not in [step.token for step in steps[:-1]]
-        with torch.no_grad():
-            memory = model.encode(*image)
         # Entropy and chances are those of the words that can be said.
-        assert decide(model, memory, [], 0.0, ())[0][steps[0].token] <= 0.0
+        tested = (1, 2, 3)
+        slow = slow_greedy(model, image, tau, tested) if beam is None else slow_beam(model, image, tau, tested, beam)
+        same(steps, slow)
 
 
 @pytest.mark.parametrize("vocabulary_size", [5, 6, 8])
@@ -361,7 +387,9 @@ def test_special_words_are_never_emitted(make_model: MakeModel, beam: int | None
 def test_a_beam_wider_than_the_vocabulary_is_filled_with_words_only(
     make_model: MakeModel, vocabulary_size: int, seed: int
 ) -> None:
-    model = make_model(seed=seed, vocabulary_size=vocabulary_size, max_words=4)
+    model = make_model(seed=seed, vocabulary_size=vocabulary_size, max_words=6)
+    with torch.no_grad():
+        model.head_bias[EOS] -= 4.0  # so that the search goes on, and what fills the beam matters
     photos = images(model, 2, seed)
     decoded = search(model, photos, [0.0, math.inf], (1, 2, 3), 5)
     for found, image, tau in zip(decoded.captions, photos.alone, [0.0, math.inf], strict=True):

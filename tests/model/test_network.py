@@ -317,13 +317,16 @@ def test_one_exit_is_that_of_all_exits(make_model: MakeModel, exits: str, fusion
 
 
 def test_an_exit_of_the_whole_system_is_equations_5_to_8(make_model: MakeModel) -> None:
-    model = make_model("deecap", "average")
+    model = make_model("deecap", "concatenation")
     torch.manual_seed(2)
     states = [torch.randn(16, dtype=torch.float64) for _ in range(model.layers)]
     for m in range(1, model.layers):
-        shallow = sum(model.shallow_norm(state) for state in states[:m]) / m
-        imitated = model.imitation(states[m - 1], m)
-        deep = sum(model.deep_norm(state) for state in imitated) / (model.layers - m)
+        shallow = model.shallow_fusion.bias
+        for k in range(1, m + 1):
+            shallow = shallow + model.shallow_norm(states[k - 1]) @ model.shallow_fusion.slices[k - 1]
+        deep = model.deep_fusion.bias
+        for k, imitated in enumerate(model.imitation(states[m - 1], m), start=m + 1):
+            deep = deep + model.deep_norm(imitated) @ model.deep_fusion.slices[k - 1]
         score = model.gate.scalar(F.gelu(model.gate.hidden(torch.cat((shallow, deep))))).item()
         alpha = 1 / (1 + math.exp(-score))
         expected = alpha * shallow + (1 - alpha) * deep
