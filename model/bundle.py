@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -100,26 +102,29 @@ def load_bundle(folder: Path) -> Bundle:
     missing = [name for name in REQUIRED if not (folder / name).is_file()]
     if missing:
         raise BundleError(f"{folder} is not a whole bundle: {', '.join(missing)} not there")
-    config = _read_json(folder / CONFIG)
-    if not isinstance(config, dict) or config.get("format") != FORMAT:
-        raise BundleError(f"{folder / CONFIG} is not of format {FORMAT}, the one this version reads")
-    try:
+    with _reading(folder / CONFIG) as path:
+        config = json.loads(path.read_text())
+        if config["format"] != FORMAT:
+            raise ValueError(f"of format {config['format']!r}, and this version reads format {FORMAT}")
         model = DeeCap(DeeCapConfig.from_json(config["model"]))
         policy = ExitPolicy(tuple(config["tested_layers"]))
         policy.validate(model.layers)
-        vocabulary = Vocabulary(_read_json(folder / VOCABULARY))
-        speeds = SpeedTable.from_json(_read_json(folder / SPEEDS))
-        model.load_state_dict(unpack_weights(load_file(folder / WEIGHTS)))
-    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError) as error:
-        raise BundleError(f"{folder} is not a usable bundle: {error}") from error
-    if len(vocabulary) != model.config.vocabulary_size:
-        raise BundleError(f"{folder}: {len(vocabulary)} words, but the network has {model.config.vocabulary_size}")
+    with _reading(folder / VOCABULARY) as path:
+        vocabulary = Vocabulary(json.loads(path.read_text()))
+        if len(vocabulary) != model.config.vocabulary_size:
+            raise ValueError(f"{len(vocabulary)} words, but the network has {model.config.vocabulary_size}")
+    with _reading(folder / SPEEDS) as path:
+        speeds = SpeedTable.from_json(json.loads(path.read_text()))
+    with _reading(folder / WEIGHTS) as path:
+        model.load_state_dict(unpack_weights(load_file(path)))
     model.requires_grad_(False).eval()
     return Bundle(folder, str(config.get("name", folder.name)), revision_of(folder), model, vocabulary, policy, speeds)
 
 
-def _read_json(path: Path) -> Any:
+@contextmanager
+def _reading(path: Path) -> Iterator[Path]:
+    """Whatever is wrong with the file inside becomes a `BundleError` that names it."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, ValueError) as error:
-        raise BundleError(f"{path} cannot be read: {error}") from error
+        yield path
+    except (LookupError, TypeError, ValueError, AttributeError, OSError, RuntimeError, SafetensorError) as error:
+        raise BundleError(f"{path} is not a bundle's: {error!r}") from error

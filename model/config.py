@@ -34,7 +34,7 @@ class DeeCapConfig:
             raise ValueError(f"exits must be one of {', '.join(EXITS)}, not {self.exits!r}")
         if self.fusion not in FUSIONS:
             raise ValueError(f"fusion must be one of {', '.join(FUSIONS)}, not {self.fusion!r}")
-        if self.width % self.heads:
+        if self.heads < 1 or self.width % self.heads:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if min(self.vocabulary_size, self.feature_width, self.decoder_layers, self.max_words) < 1:
             raise ValueError("sizes must be positive")

@@ -140,7 +140,7 @@ class DeeCap(nn.Module):
 
         The slow and complete way, for training; `exit_state` gives one z_m.
         """
-        if self.config.exits == "plain" or self.config.exits == "final":
+        if self.config.exits in ("plain", "final") or self.layers == 1:
             return list(states), []
         shallow = self.shallow_fusion.prefixes([self.shallow_norm(state) for state in states[:-1]])
         if self.config.exits == "shallow":

@@ -117,16 +117,14 @@ class SpeedTable:
         if speed is not None and tau is not None:
             raise UnknownSpeedError("give speed or tau, not both")
         if tau is not None:
+            tau = _number(tau)
             if not (math.isfinite(tau) and tau >= 0.0):
                 raise UnknownSpeedError("tau must be a finite number of nats, 0 or more")
             return ResolvedSpeed(None, None, tau, self.speedup_at(tau))
         asked = DEFAULT_SPEED if speed is None else speed
         if isinstance(asked, str) and asked in self.tiers:
             return ResolvedSpeed(asked, asked, self.tiers[asked], self.speedup_at(self.tiers[asked]))
-        try:
-            number = float(asked)
-        except (TypeError, ValueError):
-            number = math.nan
+        number = _number(asked)
         if not 1.0 <= number <= self.fastest:
             raise UnknownSpeedError(
                 f"speed must be one of {', '.join(self.tiers)} or a number from 1 to {self.fastest:.2f}"
@@ -145,3 +143,11 @@ class SpeedTable:
             return cls(rows, dict(data["tiers"]), data.get("measured", {}))
         except (KeyError, TypeError) as error:
             raise ValueError(f"not a speed table: {error}") from error
+
+
+def _number(value: Any) -> float:
+    """The value as a float; NaN for what is none, an integer beyond a float's range among them."""
+    try:
+        return float(value)
+    except (TypeError, ValueError, OverflowError):
+        return math.nan

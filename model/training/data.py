@@ -38,7 +38,7 @@ def read_captions(path: Path) -> list[Photo]:
             )
             split = image.get("split", "train")
             photos.append(Photo(image["filename"], "train" if split == "restval" else split, captions))
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a Karpathy-style caption file: {error!r}") from error
     if not photos:
         raise ValueError(f"{path} has no images")

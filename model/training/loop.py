@@ -55,6 +55,11 @@ class Trainer:
         self.train_rows = [row for row, photo in enumerate(self.photos) if photo.split == "train"]
         self.val_rows = [row for row, photo in enumerate(self.photos) if photo.split == "val"]
         self.references = [self.photos[row].captions for row in self.val_rows]
+        largest = max(stage.batch_images for stage in settings.stages)
+        if not self.val_rows:
+            raise ValueError(f"{data / settings.data.captions} has no photos in the split val")
+        if len(self.train_rows) < largest:
+            raise ValueError(f"{len(self.train_rows)} photos in the split train are fewer than a batch of {largest}")
         self.vocabulary = Vocabulary.build(
             (caption for row in self.train_rows for caption in self.photos[row].captions), settings.least_count
         )
@@ -289,8 +294,10 @@ class Trainer:
                     memory = self.model.encode(features, boxes, mask)
                 never = ExitPolicy(())
                 ranked, _ = ranked_search(self.model, memory, [0.0] * len(part), never, OWN_BEAM, mask)
-                for row, captions in zip(part, ranked, strict=True):
-                    numbered = [[step.token for step in steps if step.token != EOS] for steps in captions[:OWN_BEAM]]
+                for row, ended in zip(part, ranked, strict=True):
+                    # A caption that was cut says nothing about where captions end: only where none ended is it kept.
+                    whole = [steps for steps in ended if steps[-1].token == EOS] or ended
+                    numbered = [[step.token for step in steps if step.token != EOS] for steps in whole[:OWN_BEAM]]
                     own[self.photos[row].name] = numbered
             path.write_text(json.dumps(own))
         captions: dict[str, list[list[int]]] = json.loads(path.read_text())

@@ -54,7 +54,7 @@ def exits_loss(model: DeeCap, batch: Batch, stage: StageSettings) -> Tensor:
     loss = stage.lambda_ * torch.stack([w * ce for w, ce in zip(weights, words, strict=True)]).sum()
     if imitations:
         loss = loss + (1 - stage.lambda_) * imitation_loss(states, imitations, batch.targets)
-    if stage.distillation:
+    if stage.distillation and len(logits) > 1:
         kept = [distillation(exit_logits, logits[-1], batch.targets) for exit_logits in logits[:-1]]
         loss = loss + stage.distillation * torch.stack(kept).mean()
     return loss

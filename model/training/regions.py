@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +92,7 @@ class RegionFiles:
         try:
             with np.load(path, allow_pickle=False) as kept:
                 regions = Regions(kept["boxes"].astype(np.float32), kept["features"].astype(np.float32))
-        except (KeyError, ValueError, OSError) as error:
+        except (LookupError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{path} does not hold features and boxes: {error}") from error
         if regions.features.ndim != 2 or regions.boxes.shape != (len(regions.features), 4):
             raise ValueError(f"{path}: features must be (R, F) and boxes (R, 4)")

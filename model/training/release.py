@@ -21,12 +21,15 @@ UNMEASURED = "not measured: run `deecap calibrate`"
 def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     """Writes the last stage of the run in `work` as a bundle, whole but for a measured speed table and a model card.
 
-    Until it is calibrated every tier runs at full depth. Raises `FileNotFoundError` when the run is not finished.
+    Until it is calibrated every tier runs at full depth. Raises `FileNotFoundError` when the run is not finished,
+    `ValueError` when it was trained on region features and so has no extractor.
     """
     last = work / f"{settings.stages[-1].name}.pt"
     if not last.exists():
         raise FileNotFoundError(f"{last} is not there: the run has not finished; `deecap train` goes on with it")
     state = torch.load(last, map_location="cpu", weights_only=True)
+    if "trunk" not in state:
+        raise ValueError(f"{settings.name} was trained on region features: it has no extractor to put into a bundle")
     vocabulary = Vocabulary(state["vocabulary"])
     model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=HEAD_WIDTH, **settings.model))
     model.load_state_dict(state["model"])

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.config import DeeCapConfig
+
 KINDS = ("backbone", "self_critical", "exits")
 
 
@@ -20,7 +22,7 @@ class DataSettings:
     extra_captions: str = ""  # more captioned photos for the train split, in the same form
     extra_photos: str = ""
     unlabelled_photos: str = ""  # photos without captions, for the stages that learn from the model's own
-    region_features: str = ""  # folder of `<photo stem>.npz` with `features (R, F)` and `boxes (R, 4)`, or `.npy`
+    region_features: str = ""  # folder of `<photo stem>.npz` with `features (R, F)` and `boxes (R, 4)`
 
 
 @dataclass(frozen=True)
@@ -91,9 +93,18 @@ def read_settings(path: Path) -> TrainSettings:
         built = _build(StageSettings, stage, f"{path}, stage {number}")
         if built.kind not in KINDS:
             raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
+        if built.kind == "self_critical" and built.captions_per_image < 2:
+            raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
         stages.append(built)
     if not stages:
         raise ValueError(f"{path}: no [[stage]]")
+    names = [stage.name for stage in stages]
+    if twice := {name for name in names if names.count(name) > 1}:
+        raise ValueError(f"{path}: two stages of the same name: {', '.join(sorted(twice))}")
+    try:
+        DeeCapConfig.from_json({**raw.get("model", {}), "vocabulary_size": 1, "feature_width": 1})
+    except ValueError as error:
+        raise ValueError(f"{path}, [model]: {error}") from error
     data = _build(DataSettings, raw.pop("data", {}), f"{path}, [data]")
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
 

@@ -866,7 +866,7 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         assert torch.equal(value, before[name]) == (name in bottom), name
     own = json.loads((work / "leaving.own.json").read_text())
     assert set(own) == {"0.png", "1.png", "2.png"}
-    assert all(len(captions) == loop.OWN_CAPTIONS for captions in own.values())
+    assert all(1 <= len(captions) <= loop.OWN_BEAM for captions in own.values())
 
     write_bundle(settings, work, tmp_path / "bundle")
     captioner = Captioner.load(tmp_path / "bundle", "cpu")
