@@ -1,7 +1,7 @@
 """A bundle: one folder with all that a worker needs. Written by training, read by the captioner; never pickles.
 
-`config.json` sizes and exit policy, `vocabulary.json` the words, `weights.safetensors` matrices as int8 with a
-float32 scale per row and the rest as float32, `extractor.onnx`, `speeds.json` the measured speed table, and
+`config.json` sizes and exit policy, `vocabulary.json` the words, `weights.safetensors` tensors of two axes or more as
+int8 with a float32 scale per row and the rest as float32, `extractor.onnx`, `speeds.json` the measured speed table, and
 `MODEL_CARD.md` for people.
 """
 
@@ -29,7 +29,6 @@ FORMAT = 1
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 EXTRACTOR, SPEEDS, MODEL_CARD = "extractor.onnx", "speeds.json", "MODEL_CARD.md"
 REQUIRED = (CONFIG, VOCABULARY, WEIGHTS, EXTRACTOR, SPEEDS)
-SHIPPED = Path(__file__).parent / "bundles" / "deecap-flickr8k"
 _SCALE = ".scale"
 
 
@@ -51,7 +50,7 @@ class Bundle:
 
 
 def pack_weights(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Matrices to int8 with a scale per row (of the last axis), symmetric; vectors to float32."""
+    """Tensors of two axes or more to int8, symmetric, a scale per row (of the last axis); the others to float32."""
     packed: dict[str, Tensor] = {}
     for name, tensor in state.items():
         value = tensor.detach().float().contiguous()
@@ -109,6 +108,8 @@ def load_bundle(folder: Path) -> Bundle:
         model = DeeCap(DeeCapConfig.from_json(config["model"]))
         policy = ExitPolicy(tuple(config["tested_layers"]))
         policy.validate(model.layers)
+        if model.config.exits == "final" and policy.tested:
+            raise ValueError("a model with exits='final' has no layer to test")
     with _reading(folder / VOCABULARY) as path:
         vocabulary = Vocabulary(json.loads(path.read_text()))
         if len(vocabulary) != model.config.vocabulary_size:

@@ -33,7 +33,7 @@ class Captioner:
 
     @classmethod
     def load(cls, bundle: Path, device: str = "auto") -> Captioner:
-        """`device`: auto (a GPU where both torch and ONNX Runtime have one, else the CPU), cpu, or cuda.
+        """`device`: auto (a GPU where torch sees one and ONNX Runtime has the provider, else the CPU), cpu, or cuda.
 
         Raises `model.bundle.BundleError` for a folder that is not a whole bundle, or a device that is not there.
         """

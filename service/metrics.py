@@ -1,4 +1,4 @@
-"""What the service tells Prometheus. All names begin with `deecap_`, times are in seconds, counters end in `_total`."""
+"""What the service tells Prometheus. Our names begin with `deecap_`, times are in seconds, counters end in `_total`."""
 
 from __future__ import annotations
 

@@ -40,7 +40,10 @@ class CaptionOptions(BaseModel):
     )
     regions: bool = Field(False, description="Whether to answer with the regions that were looked at.")
     timeout_ms: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
-        None, ge=1, description="Milliseconds from the request's arrival until 504; at most, and by default, 30000."
+        None,
+        ge=1,
+        description="Milliseconds from the request's arrival until 504; at most, and by default, 30000. "
+        "A body that is still arriving has the server's limit, whatever is asked for here.",
     )
     priority: Literal["interactive", "batch"] = Field("interactive", description=_RESERVED)
     min_speed: Speed | None = Field(None, description=f"Lowest speed under load: {_SPEED}. {_RESERVED}")

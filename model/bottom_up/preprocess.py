@@ -30,13 +30,14 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and float greyscale to 8 bits; Pillow's own `convert` clips these instead of scaling."""
-    values = np.asarray(image).astype(np.float64)
-    values = np.nan_to_num(values, nan=0.0, posinf=0.0, neginf=0.0)
+    values = np.asarray(image).astype(np.float32)  # one copy, then in place: the image may be large
+    np.nan_to_num(values, copy=False, nan=0.0, posinf=0.0, neginf=0.0)
     top = 65535.0 if image.mode.startswith("I") else 1.0
     if values.max(initial=0.0) > top or values.min(initial=0.0) < 0.0:  # not in the usual range: stretch it
-        values = values - values.min()
-        top = values.max() or 1.0
-    return Image.fromarray((values / top * 255.0).round().astype(np.uint8))
+        values -= values.min()
+        top = float(values.max()) or 1.0
+    values *= 255.0 / top
+    return Image.fromarray(np.rint(values, out=values).astype(np.uint8))
 
 
 def to_pixels(image: Image.Image) -> np.ndarray:

@@ -35,7 +35,7 @@ def measure(captioner: Captioner, photos: EvaluationSet, tau: float) -> SpeedRow
 def calibrate(captioner: Captioner, photos: EvaluationSet, measured: dict[str, Any]) -> SpeedTable:
     """The bundle's speed table on `photos`, greedy search; `measured` says how, for the reader of the table.
 
-    Raises `ValueError` when no threshold reaches a tier's target.
+    A tier that no threshold reaches gets the fastest one: the table tells what it achieves.
     """
     rows: dict[float, SpeedRow] = {}
 
@@ -58,7 +58,7 @@ def _threshold(row: Any, taus: list[float], target: float) -> float:
     """The smallest τ found whose SpeedUp reaches `target`, by bisection between measured rows."""
     reaching = [tau for tau in taus if row(tau).speedup >= target]
     if not reaching:
-        raise ValueError(f"no threshold up to {taus[-1]} nats reaches a SpeedUp of {target}")
+        return max(taus, key=lambda tau: row(tau).speedup)
     high = min(reaching)
     low = max((tau for tau in taus if tau < high), default=0.0)
     for _ in range(BISECTIONS):

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import platform
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from model.caption import Caption
 from model.captioner import Captioner
 from model.evaluation.data import EvaluationSet
 from model.evaluation.intervals import mean_interval, paired_bootstrap
-from model.evaluation.metrics import caption_scores, per_image_cider
+from model.evaluation.metrics import caption_scores, per_image_cider, ptb_caption_scores
 from model.evaluation.speedup import corpus_speedup, executed_speedup, exit_histogram
 from model.exits import ResolvedSpeed
 
@@ -64,8 +66,19 @@ def describe_milliseconds(captioner: Captioner, photos: EvaluationSet, taus: Seq
     return [total * 1000 / len(chosen) for total in totals]
 
 
-def evaluate(captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, beam: int = 1) -> dict[str, Any]:
-    """All figures of a bundle on a set at one speed, ready for JSON; scores x 100."""
+def machine(captioner: Captioner) -> str:
+    """What the figures were measured on, for the reader of them."""
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {captioner.device}, torch {torch.__version__}"
+
+
+def evaluate(
+    captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, beam: int = 1, ptb: bool = False
+) -> dict[str, Any]:
+    """All figures of a bundle on a set at one speed, ready for JSON; scores x 100.
+
+    With `ptb`, scores on PTB tokens stand beside those on the given ones, the references being their tokens joined.
+    Raises `model.evaluation.metrics.JavaError` where that has no Java.
+    """
     run = describe_all(captioner, photos, speed.tau, beam)
     steps = sum(len(exits) for exits in run.exits)
     cider = per_image_cider(run.words, photos.references)
@@ -81,6 +94,7 @@ def evaluate(captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, 
         "beam": beam,
         "scores": caption_scores(run.words, photos.references),
         "cider_d_95": [low, high],
+        **({"scores_ptb": _ptb_scores(run, photos)} if ptb else {}),
         "speedup": {
             "paper": corpus_speedup(run.exits, captioner.layers),
             "executed": executed_speedup(steps, captioner.layers, run.executed_rows) if greedy else None,
@@ -89,6 +103,11 @@ def evaluate(captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, 
         "describe_ms": own,
         "exit_layers": exit_histogram(run.exits, captioner.layers),
     }
+
+
+def _ptb_scores(run: Run, photos: EvaluationSet) -> dict[str, Any]:
+    references = [[" ".join(caption) for caption in captions] for captions in photos.references]
+    return ptb_caption_scores([" ".join(words) for words in run.words], references)
 
 
 def compare(

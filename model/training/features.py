@@ -24,7 +24,7 @@ SMALLEST_CROP = 0.75  # of each side
 def view_pixels(photo: np.ndarray, view: int, seed: int) -> np.ndarray:
     """One view of a photo, uint8 `(224, 224, 3)` to the same: whole or cropped, as it is or mirrored.
 
-    Crops are drawn from `seed` and the photo's own pixels do not matter, so a re-run gives the same views.
+    Crops are also made up to a fifth brighter or darker. All is drawn from `seed` alone: a re-run gives the same views.
     """
     if view in (CROPPED, CROPPED_FLIPPED):
         random = np.random.default_rng([seed, view])

@@ -7,7 +7,6 @@ import math
 import time
 import zlib
 from collections.abc import Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -49,9 +48,10 @@ class Trainer:
         work.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
-        photos = read_captions(data / settings.data.captions)
+        photos = [photo for photo in read_captions(data / settings.data.captions) if photo.split in ("train", "val")]
         extra = read_captions(data / settings.data.extra_captions) if settings.data.extra_captions else []
-        self.photos: list[Photo] = [*photos, *(replace(photo, split="train") for photo in extra)]
+        extra = [photo for photo in extra if photo.split == "train"]
+        self.photos: list[Photo] = [*photos, *extra]
         self.train_rows = [row for row, photo in enumerate(self.photos) if photo.split == "train"]
         self.val_rows = [row for row, photo in enumerate(self.photos) if photo.split == "val"]
         self.references = [self.photos[row].captions for row in self.val_rows]
@@ -103,16 +103,23 @@ class Trainer:
             start = self.work.parent / f"{self.settings.starts_from}.pt"
             if not start.exists():
                 raise FileNotFoundError(f"{start} is not there: train {self.settings.starts_from.split('/')[0]} first")
-            self._load(torch.load(start, map_location=self.device, weights_only=True))
+            self._load(torch.load(start, map_location=self.device, weights_only=True), other_run=True)
         for stage in self.settings.stages:
             if not (self.work / f"{stage.name}.pt").exists():
                 self._run_stage(stage)
             self._load(torch.load(self.work / f"{stage.name}.pt", map_location=self.device, weights_only=True))
 
-    def _load(self, state: dict[str, Any]) -> None:
-        self.model.load_state_dict(state["model"], strict=False)
-        if self.trunk is not None:
-            self.trunk.load_state_dict(state["trunk"])
+    def _load(self, state: dict[str, Any], other_run: bool = False) -> None:
+        """Raises `ValueError` where the state is of another vocabulary, or of another network than this run's."""
+        if state["vocabulary"] != list(self.vocabulary.words):
+            raise ValueError("the saved model has another vocabulary than this data gives: choose another work folder")
+        try:
+            # Another run's may lack this one's exits, or have others.
+            self.model.load_state_dict(state["model"], strict=not other_run)
+            if self.trunk is not None:
+                self.trunk.load_state_dict(state["trunk"])
+        except RuntimeError as error:
+            raise ValueError(f"the saved model is not of this configuration: {error}") from error
 
     # Regions ------------------------------------------------------------------------------------------------------
 
@@ -289,8 +296,8 @@ class Trainer:
             own: dict[str, list[list[int]]] = {}
             for start in tqdm(range(0, len(rows), OWN_BATCH), desc="own captions"):
                 part = rows[start : start + OWN_BATCH]
-                features, boxes, mask = self.regions(part, [FULL] * len(part))
                 with torch.no_grad():
+                    features, boxes, mask = self.regions(part, [FULL] * len(part))
                     memory = self.model.encode(features, boxes, mask)
                 never = ExitPolicy(())
                 ranked, _ = ranked_search(self.model, memory, [0.0] * len(part), never, OWN_BEAM, mask)
@@ -299,7 +306,9 @@ class Trainer:
                     whole = [steps for steps in ended if steps[-1].token == EOS] or ended
                     numbered = [[step.token for step in steps if step.token != EOS] for steps in whole[:OWN_BEAM]]
                     own[self.photos[row].name] = numbered
-            path.write_text(json.dumps(own))
+            partial = path.with_suffix(".part")
+            partial.write_text(json.dumps(own))
+            partial.replace(path)
         captions: dict[str, list[list[int]]] = json.loads(path.read_text())
         return captions
 
@@ -312,7 +321,7 @@ class Trainer:
         ciders, samples = [], []
         for tau in thresholds:
             batch = self.settings.validation_batch
-            decoded, _ = caption_rows(self.model, self.regions, self.val_rows, tau, batch=batch)
+            decoded = caption_rows(self.model, self.regions, self.val_rows, tau, batch)
             words = caption_words(decoded, self.vocabulary)
             ciders.append(mean_cider(words, self.references))
             samples.append(" ".join(words[0]))

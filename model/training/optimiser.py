@@ -15,7 +15,7 @@ EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm"
 
 
 def make_optimiser(model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:
-    """AdamW over exits, backbone and trunk, each at its own `scale` of the stage's rate; vectors do not decay."""
+    """AdamW over exits, backbone and trunk, each at a `scale` of the stage's rate; one-axis tensors do not decay."""
     backbone_scale = (stage.backbone_learning_rate or stage.learning_rate) / stage.learning_rate
     groups = []
     for wanted, scale in ((True, 1.0), (False, backbone_scale)):
@@ -45,7 +45,7 @@ def rate_at(step: int, steps_per_epoch: int, stage: StageSettings) -> float:
         return stage.learning_rate * (step + 1) / stage.warmup_steps
     if stage.decay_every:
         return stage.learning_rate * float(stage.decay ** (step // (steps_per_epoch * stage.decay_every)))
-    total = max(1, (stage.schedule_epochs or stage.epochs) * steps_per_epoch - stage.warmup_steps)
+    total = max(1, stage.epochs * steps_per_epoch - stage.warmup_steps)
     share = min(1.0, (step - stage.warmup_steps) / total)
     low, high = stage.final_learning_rate, stage.learning_rate
     return low + (high - low) * 0.5 * (1 + math.cos(math.pi * share))

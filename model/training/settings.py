@@ -35,7 +35,6 @@ class StageSettings:
     learning_rate: float
     backbone_learning_rate: float = 0.0  # exits: of all but exits, imitators and gate; 0: the same
     final_learning_rate: float = 0.0  # end of the cosine; with `decay_every` not used
-    schedule_epochs: int = 0  # length of the cosine where the stage ends before it; 0: `epochs`
     decay_every: int = 0  # epochs; 0: cosine. The paper: times 0.9 every five epochs
     decay: float = 0.9
     warmup_steps: int = 0
@@ -47,9 +46,9 @@ class StageSettings:
     patience: int = 3  # epochs without a better validation CIDEr until the stage ends
     tune_trunk_from: int = -1  # epoch from which the upper trunk learns too; -1: never
     trunk_learning_rate: float = 0.0
-    shallow_exit_weight: float = 0.0  # backbone: of one sampled exit m < N, read as h_m
+    shallow_exit_weight: float = 0.0  # backbone, self_critical: of one sampled exit m < N, read as h_m
     lambda_: float = 0.5  # exits: equation 11
-    distillation: float = 0.0  # exits: weight of the KL divergence from the frozen final exit
+    distillation: float = 0.0  # exits: weight of the KL divergence from the final exit, which it does not move
     own_captions: float = 0.0  # exits: share of the targets that are the starting model's own beam captions
     freeze_layers: bool = True  # exits: section 3.4's per-step freezing
     freeze_backbone: bool = False  # exits: nothing but exits, imitators and gate learns
@@ -95,6 +94,8 @@ def read_settings(path: Path) -> TrainSettings:
             raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
         if built.kind == "self_critical" and built.captions_per_image < 2:
             raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
+        if built.patience < 1 or built.epochs < 1:
+            raise ValueError(f"{path}, stage {number}: patience and epochs must be 1 or more")
         stages.append(built)
     if not stages:
         raise ValueError(f"{path}: no [[stage]]")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import platform
 from pathlib import Path
 from typing import Annotated
 
@@ -20,11 +19,10 @@ def calibrate(
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
 ) -> None:
     """Measure SpeedUp, CIDEr-D and milliseconds over a range of thresholds; sets the tiers' thresholds."""
-    import torch
-
     from model.bundle import SPEEDS, write_json
     from model.evaluation.calibrate import calibrate as measure
     from model.evaluation.data import look_at_split
+    from model.evaluation.evaluate import machine
 
     settings = read_settings(bundle=bundle, device=device)
     captioner = load_captioner(settings)
@@ -35,7 +33,8 @@ def calibrate(
             "search": "greedy",
             "cider": "CIDEr-D x 100 on the given tokens",
             "describe_ms": "mean of encoder and words, one photo at a time",
-            "machine": f"{platform.machine()}, {torch.get_num_threads()} threads, {captioner.device}, float32",
+            "command": "deecap calibrate",
+            "machine": machine(captioner),
         }
         table = measure(captioner, seen, how)
     except (ValueError, FileNotFoundError) as error:

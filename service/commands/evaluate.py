@@ -20,28 +20,31 @@ def evaluate(
     tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats, in place of a speed.")] = None,
     against: Annotated[Path | None, typer.Option(help="Another bundle, compared at the same speed.")] = None,
     beam: Annotated[int, typer.Option(min=1, max=5, help="Hypotheses per photo.")] = 1,
+    ptb: Annotated[bool, typer.Option(help="Score on PTB tokens as well; needs Java.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
 ) -> None:
     """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens."""
     from model.evaluation.data import look_at_split
-    from model.evaluation.evaluate import compare
+    from model.evaluation.evaluate import compare, machine
     from model.evaluation.evaluate import evaluate as measure
+    from model.evaluation.metrics import JavaError
     from model.exits import DEFAULT_SPEED, UnknownSpeedError
 
+    if against and tau is not None:
+        stop("--against compares at a speed: thresholds of two models mean different things")
     captioner = load_captioner(read_settings(bundle=bundle, device=device))
     try:
         asked = captioner.speeds.resolve(speed, tau)
         seen = look_at_split(captioner, captions, photos, split, limit)
-        result = {"split": split, "speed": speed, **measure(captioner, seen, asked, beam)}
+        about = {"captions": str(captions), "split": split, "speed": asked.requested, "machine": machine(captioner)}
+        result = {**about, **measure(captioner, seen, asked, beam, ptb)}
         if against:
-            if tau is not None:
-                stop("--against compares at a speed: thresholds of two models mean different things")
             other = load_captioner(read_settings(bundle=against, device=device))
             both = (seen, look_at_split(other, captions, photos, split, limit))
             result["against"] = compare(captioner, other, both, speed or DEFAULT_SPEED, beam)
-    except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+    except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError, JavaError) as error:
         stop(str(error))
     text = json.dumps(result, indent=1)
     typer.echo(text)

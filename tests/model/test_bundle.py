@@ -21,7 +21,6 @@ from model.bundle import (
     FORMAT,
     MODEL_CARD,
     REQUIRED,
-    SHIPPED,
     SPEEDS,
     VOCABULARY,
     WEIGHTS,
@@ -38,6 +37,8 @@ from model.config import EXITS, FUSIONS, DeeCapConfig
 from model.deecap import DeeCap
 from model.exits import DEFAULT_SPEED, TIERS, ExitPolicy, SpeedRow, SpeedTable, UnknownSpeedError
 from model.vocabulary import SPECIAL, Vocabulary
+
+SHIPPED = Path(__file__).parents[2] / "model" / "bundles" / "deecap-flickr8k"
 
 SAMPLES = Path(__file__).parents[2] / "samples"
 MEGABYTE = 1_000_000
@@ -385,15 +386,12 @@ def test_a_table_that_is_none_is_refused(spoil: Callable[[dict[str, object]], ob
 
 # The bundle that ships ---------------------------------------------------------------------------------------------
 
-shipped = pytest.mark.skipif(not SHIPPED.exists(), reason="the trained bundle is not there yet")
-
 
 @pytest.fixture(scope="module")
 def captioner() -> Captioner:
     return Captioner.load(SHIPPED, "cpu")
 
 
-@shipped
 def test_the_shipped_bundle_is_small_and_says_what_it_is() -> None:
     files = [path for path in SHIPPED.rglob("*") if path.is_file()]
     assert sum(path.stat().st_size for path in files) <= 24 * MEGABYTE
@@ -402,7 +400,6 @@ def test_the_shipped_bundle_is_small_and_says_what_it_is() -> None:
     assert all(path.suffix in (".json", ".safetensors", ".onnx", ".md", ".txt", "") for path in files)
 
 
-@shipped
 def test_the_shipped_bundle_offers_its_tiers(captioner: Captioner) -> None:
     assert captioner.name == "deecap-flickr8k"
     for name, target in TIERS.items():
@@ -411,7 +408,6 @@ def test_the_shipped_bundle_offers_its_tiers(captioner: Captioner) -> None:
     assert captioner.speeds.fastest >= 4.0
 
 
-@shipped
 @pytest.mark.parametrize("photo", sorted(SAMPLES.glob("*.jpg")), ids=lambda path: path.stem)
 def test_the_shipped_bundle_captions_the_sample_photos(captioner: Captioner, photo: Path) -> None:
     with Image.open(photo) as image:

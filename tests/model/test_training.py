@@ -678,7 +678,7 @@ def test_a_run_goes_through_its_stages_and_then_has_nothing_more_to_do(data: Pat
             assert line["reward"] >= 0 if line["stage"] == "reward" else line["reward"] == 0
         else:
             assert line["val_cider"] >= 0
-            assert isinstance(line["sample"], str)
+            assert all(isinstance(sample, str) for sample in line["samples"])
     for stage in stages:
         state = torch.load(work / f"{stage}.pt", weights_only=True)
         assert state["vocabulary"] == list(trainer.vocabulary.words)
