@@ -56,7 +56,8 @@ class Settings(BaseSettings):
         50_000_000,
         ge=1_000,
         le=89_478_485,  # beyond it Pillow itself warns, and refuses at twice that
-        description="Largest width x height. 50 million is a phone's largest usual photo: 200 MB decoded, twice that on the way.",
+        description="Largest width x height. 50 million is a phone's largest usual photo: "
+        "200 MB decoded, twice that on the way.",
     )
     min_side: int = Field(
         8, ge=1, description="Shortest side in pixels. Below 8 there is nothing to see, and a caption would be made up."
