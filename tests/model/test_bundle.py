@@ -56,7 +56,8 @@ TABLE = SpeedTable(
 
 def save(folder: Path, model: DeeCap, vocabulary: Vocabulary) -> Path:
     """A bundle but for the extractor, which stands for one and is not opened by `load_bundle`."""
-    save_model(folder, folder.name, model, vocabulary, ExitPolicy.every_layer(model.layers))
+    policy = ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
+    save_model(folder, folder.name, model, vocabulary, policy)
     (folder / EXTRACTOR).write_bytes(b"\x08\x0a an extractor")
     write_json(folder / SPEEDS, TABLE.to_json())
     return folder
@@ -75,6 +76,14 @@ def bundle(tmp_path: Path, words: Vocabulary) -> Path:
 
 
 # The folder --------------------------------------------------------------------------------------------------------
+
+
+def test_a_model_with_one_exit_has_none_to_test(tmp_path: Path, words: Vocabulary) -> None:
+    model = DeeCap(DeeCapConfig(len(words), 40, 32, 2, 64, 1, 4, exits="final"))
+    folder = save(tmp_path / "final", model, words)
+    save_model(folder, "final", model, words, ExitPolicy.every_layer(4))
+    with pytest.raises(BundleError, match=CONFIG):
+        load_bundle(folder)
 
 
 @pytest.mark.parametrize(
