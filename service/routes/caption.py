@@ -84,6 +84,8 @@ async def answer_in_time(request: Request, engine: Engine, job: Job) -> Answer:
     finally:
         work.cancel()
         gone.cancel()
+        # Cancelling takes turns of the loop to reach the queue: only then has the job been given up.
+        await asyncio.gather(work, gone, return_exceptions=True)
 
 
 async def _until_gone(request: Request) -> None:
