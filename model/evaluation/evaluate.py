@@ -72,14 +72,13 @@ def machine(captioner: Captioner) -> str:
 
 
 def evaluate(
-    captioner: Captioner, photos: EvaluationSet, speed: ResolvedSpeed, beam: int = 1, ptb: bool = False
+    captioner: Captioner, photos: EvaluationSet, run: Run, speed: ResolvedSpeed, beam: int = 1, ptb: bool = False
 ) -> dict[str, Any]:
-    """All figures of a bundle on a set at one speed, ready for JSON; scores x 100.
+    """All figures of a bundle's `run` over a set at one speed and beam, ready for JSON; scores x 100.
 
     With `ptb`, scores on PTB tokens stand beside those on the given ones, the references being their tokens joined.
     Raises `model.evaluation.metrics.JavaError` where that has no Java.
     """
-    run = describe_all(captioner, photos, speed.tau, beam)
     steps = sum(len(exits) for exits in run.exits)
     cider = per_image_cider(run.words, photos.references)
     _, low, high = mean_interval(cider)
@@ -110,23 +109,18 @@ def _ptb_scores(run: Run, photos: EvaluationSet) -> dict[str, Any]:
     return ptb_caption_scores([" ".join(words) for words in run.words], references)
 
 
-def compare(
-    one: Captioner, other: Captioner, photos: tuple[EvaluationSet, EvaluationSet], speed: str | float, beam: int = 1
-) -> dict[str, Any]:
-    """Two bundles at the same speed of their own tables: CIDEr-D x 100 of one less the other's, paired over photos.
+def compare(run: Run, other: Captioner, photos: EvaluationSet, speed: str | float, beam: int = 1) -> dict[str, Any]:
+    """Another bundle at the same speed, by its own table: CIDEr-D x 100 of `run` less its own, paired over photos.
 
-    `photos` are the same split as each bundle's extractor sees it.
+    `photos` are those of `run`, in the same order, as the other bundle's extractor sees them.
     """
-    runs = [
-        describe_all(captioner, seen, captioner.speeds.resolve(speed).tau, beam)
-        for captioner, seen in zip((one, other), photos, strict=True)
-    ]
-    ciders = [per_image_cider(run.words, photos[0].references) for run in runs]
+    other_run = describe_all(other, photos, other.speeds.resolve(speed).tau, beam)
+    ciders = [per_image_cider(one.words, photos.references) for one in (run, other_run)]
     difference, low, high = paired_bootstrap(ciders[0], ciders[1])
     return {
         "bundle": other.name,
         "revision": other.revision,
-        "speedup": corpus_speedup(runs[1].exits, other.layers),
+        "speedup": corpus_speedup(other_run.exits, other.layers),
         "cider_d": float(ciders[1].mean()),
         "cider_d_difference": difference,
         "cider_d_difference_95": [low, high],

@@ -27,7 +27,7 @@ def evaluate(
 ) -> None:
     """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens."""
     from model.evaluation.data import look_at_split
-    from model.evaluation.evaluate import compare, machine
+    from model.evaluation.evaluate import compare, describe_all, machine
     from model.evaluation.evaluate import evaluate as measure
     from model.evaluation.metrics import JavaError
     from model.exits import DEFAULT_SPEED, UnknownSpeedError
@@ -39,11 +39,12 @@ def evaluate(
         asked = captioner.speeds.resolve(speed, tau)
         seen = look_at_split(captioner, captions, photos, split, limit)
         about = {"captions": str(captions), "split": split, "speed": asked.requested, "machine": machine(captioner)}
-        result = {**about, **measure(captioner, seen, asked, beam, ptb)}
+        run = describe_all(captioner, seen, asked.tau, beam)
+        result = {**about, **measure(captioner, seen, run, asked, beam, ptb)}
         if against:
             other = load_captioner(read_settings(bundle=against, device=device))
-            both = (seen, look_at_split(other, captions, photos, split, limit))
-            result["against"] = compare(captioner, other, both, speed or DEFAULT_SPEED, beam)
+            seen_by_other = look_at_split(other, captions, photos, split, limit)
+            result["against"] = compare(run, other, seen_by_other, speed or DEFAULT_SPEED, beam)
     except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError, JavaError) as error:
         stop(str(error))
     text = json.dumps(result, indent=1)
