@@ -16,14 +16,16 @@ endif
 
 SERVE_READY := $(VENV)/ready-serve-$(EXTRA)
 TEST_READY := $(VENV)/ready-test-$(EXTRA)
+BENCH_READY := $(VENV)/ready-bench-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test
+.PHONY: help serve test bench
 
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
 	@echo "make test    install what is missing into .venv and run every check"
+	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
 	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
 
 serve: $(SERVE_READY)
@@ -34,6 +36,9 @@ test: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+bench: $(BENCH_READY)
+	$(BIN)/deecap bench --out bench
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' here; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }
@@ -47,6 +52,10 @@ $(SERVE_READY): pyproject.toml | $(BIN)/python
 
 $(TEST_READY): pyproject.toml | $(BIN)/python
 	$(call install,$(EXTRA)$(comma)train$(comma)dev)
+	@touch $@ $(SERVE_READY)
+
+$(BENCH_READY): pyproject.toml | $(BIN)/python
+	$(call install,$(EXTRA)$(comma)bench)
 	@touch $@ $(SERVE_READY)
 
 comma := ,

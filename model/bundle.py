@@ -25,7 +25,7 @@ from model.deecap import DeeCap
 from model.exits import ExitPolicy, SpeedTable
 from model.vocabulary import Vocabulary
 
-FORMAT = 1
+FORMAT = 2
 CONFIG, VOCABULARY, WEIGHTS = "config.json", "vocabulary.json", "weights.safetensors"
 EXTRACTOR, SPEEDS, MODEL_CARD = "extractor.onnx", "speeds.json", "MODEL_CARD.md"
 REQUIRED = (CONFIG, VOCABULARY, WEIGHTS, EXTRACTOR, SPEEDS)
@@ -80,7 +80,7 @@ def write_json(path: Path, data: Any) -> None:
 def save_model(folder: Path, name: str, model: DeeCap, vocabulary: Vocabulary, policy: ExitPolicy) -> None:
     """Writes config, vocabulary and weights into `folder`; extractor, speeds and card are their makers' to write."""
     folder.mkdir(parents=True, exist_ok=True)
-    config = {"format": FORMAT, "name": name, "model": model.config.to_json(), "tested_layers": list(policy.tested)}
+    config = {"format": FORMAT, "name": name, "model": model.config.to_json(), "exit_policy": policy.to_json()}
     write_json(folder / CONFIG, config)
     write_json(folder / VOCABULARY, list(vocabulary.words))
     save_file(pack_weights(model.state_dict()), folder / WEIGHTS)
@@ -106,8 +106,10 @@ def load_bundle(folder: Path) -> Bundle:
         if config["format"] != FORMAT:
             raise ValueError(f"of format {config['format']!r}, and this version reads format {FORMAT}")
         model = DeeCap(DeeCapConfig.from_json(config["model"]))
-        policy = ExitPolicy(tuple(config["tested_layers"]))
+        policy = ExitPolicy.from_json(config["exit_policy"])
         policy.validate(model.layers)
+        if policy.margin is not None and not model.config.exit_head:
+            raise ValueError("the exit policy has a margin, and the model no exit head to use it")
         if model.config.exits == "final" and policy.tested:
             raise ValueError("a model with exits='final' has no layer to test")
     with _reading(folder / VOCABULARY) as path:

@@ -13,9 +13,16 @@ from model.batching import stack_regions
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
 from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
 from model.caption import Caption, Regions, Word
-from model.decoding.search import Step, beam_search, greedy_search
+from model.decoding.beam import Step
+from model.decoding.search import Decoded, beam_search, greedy_search
+from model.engine.engine import Engine
+from model.engine.folding import ENGINE_FUSIONS
+from model.engine.precision import choose_precision
 from model.exits import ResolvedSpeed, SpeedTable
+from model.threads import available_cores
 from model.vocabulary import EOS
+
+SLOTS = 32  # captions, or hypotheses of beams, that share the decoder's steps
 
 
 class Captioner:
@@ -24,23 +31,34 @@ class Captioner:
     Not thread-safe: one thread calls it.
     """
 
-    def __init__(self, bundle: Bundle, extractor: Extractor, device: str) -> None:
-        """`device` is "cpu" or "cuda"; the extractor runs where it was made to."""
+    def __init__(self, bundle: Bundle, extractor: Extractor, device: str, precision: str | None = None) -> None:
+        """`device` is "cpu" or "cuda"; the extractor runs where it was made to. `precision`: of the decoding engine.
+
+        Raises `ValueError` for a precision that the device does not have.
+        """
         self.bundle = bundle
         self.device = device
         self._extractor = extractor
         self._model = bundle.model.to(device)
+        self._precision = choose_precision(device, precision)
+        self._engine: Engine | None = None
+        if self._model.config.exits in ("plain", "final") or self._model.config.fusion in ENGINE_FUSIONS:
+            self._engine = Engine(self._model, bundle.policy, self._precision, SLOTS)
 
     @classmethod
-    def load(cls, bundle: Path, device: str = "auto") -> Captioner:
+    def load(cls, bundle: Path, device: str = "auto", precision: str | None = None, threads: int = 0) -> Captioner:
         """`device`: auto (a GPU where torch sees one and ONNX Runtime has the provider, else the CPU), cpu, or cuda.
+        `precision` of the decoder: int8 (a CPU's default), float32 or bfloat16 (a GPU's). `threads` of the extractor
+        and the encoder; 0: as many as this process may use.
 
         Raises `model.bundle.BundleError` for a folder that is not a whole bundle, or a device that is not there.
         """
         chosen = choose_device(device)
+        threads = threads or available_cores()
+        torch.set_num_threads(threads)
         loaded = load_bundle(bundle)
         try:
-            extractor = Extractor(bundle / EXTRACTOR, chosen)
+            extractor = Extractor(bundle / EXTRACTOR, chosen, threads)
         except ExtractorError as error:
             raise BundleError(str(error)) from error
         if extractor.feature_width != loaded.model.config.feature_width:
@@ -48,7 +66,10 @@ class Captioner:
                 f"{bundle}: the extractor gives {extractor.feature_width} numbers per region, "
                 f"the network reads {loaded.model.config.feature_width}"
             )
-        return cls(loaded, extractor, chosen)
+        try:
+            return cls(loaded, extractor, chosen, precision)
+        except ValueError as error:
+            raise BundleError(str(error)) from error
 
     @property
     def name(self) -> str:
@@ -63,6 +84,11 @@ class Captioner:
     def layers(self) -> int:
         """N of the decoder."""
         return self._model.layers
+
+    @property
+    def precision(self) -> str:
+        """What the decoder runs in."""
+        return self._precision.name if self._engine else "float32"
 
     @property
     def vocabulary_size(self) -> int:
@@ -106,11 +132,14 @@ class Captioner:
         features, boxes, mask = (part.to(self.device) for part in stack_regions(batch))
         memory = self._model.encode(features, boxes, mask)
         taus = [speed.tau for speed in speeds]
-        policy = self.bundle.policy
-        if beam == 1:
-            decoded = greedy_search(self._model, memory, taus, policy, mask)
+        if self._engine is None:
+            policy = self.bundle.policy
+            if beam == 1:
+                decoded = greedy_search(self._model, memory, taus, policy, mask)
+            else:
+                decoded = beam_search(self._model, memory, taus, policy, beam, mask)
         else:
-            decoded = beam_search(self._model, memory, taus, policy, beam, mask)
+            decoded = _decode(self._engine, [row[kept] for row, kept in zip(memory, mask, strict=True)], taus, beam)
         captions = [
             Caption(tuple(self._word(step) for step in steps), speed, self.layers)
             for steps, speed in zip(decoded.captions, speeds, strict=True)
@@ -120,6 +149,16 @@ class Captioner:
     def _word(self, step: Step) -> Word:
         text = "" if step.token == EOS else self.bundle.vocabulary.words[step.token]
         return Word(text, step.exit_layer, step.entropy, step.log_probability)
+
+
+def _decode(engine: Engine, memories: Sequence[torch.Tensor], taus: Sequence[float], beam: int) -> Decoded:
+    """The captions of a batch, none other being in the engine."""
+    before = engine.executed_rows
+    rows = {engine.submit(memory, tau, beam): row for row, (memory, tau) in enumerate(zip(memories, taus, strict=True))}
+    while engine.busy:
+        engine.step()
+    captions = {rows[over.number]: over.steps for over in engine.finished()}
+    return Decoded([captions[row] for row in range(len(rows))], engine.executed_rows - before)
 
 
 def choose_device(device: str) -> str:

@@ -28,6 +28,8 @@ class DeeCapConfig:
     dropout: float = 0.1
     exits: str = "deecap"
     fusion: str = "concatenation"  # the paper's best (table 4)
+    imitation_width: int = 0  # of the imitators' hidden layer; 0: `width`. Narrow ones make the exit test cheaper
+    exit_head: bool = False  # a linear guess of each exit's entropy, which can spare its test
 
     def __post_init__(self) -> None:
         if self.exits not in EXITS:
@@ -38,6 +40,8 @@ class DeeCapConfig:
             raise ValueError(f"width {self.width} must be a multiple of heads {self.heads}")
         if min(self.vocabulary_size, self.feature_width, self.decoder_layers, self.max_words) < 1:
             raise ValueError("sizes must be positive")
+        if self.imitation_width < 0:
+            raise ValueError("imitation_width must be positive, or 0 for the model's width")
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)

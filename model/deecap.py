@@ -32,15 +32,15 @@ def entropy(logits: Tensor) -> Tensor:
 class Imitation(nn.Module):
     """MLP^k for k = 2..N: the states of layers not computed, from the last one that was (section 3.1).
 
-    Each is Linear-GELU-Linear of the model's width, shared by all m < k; the stack of k > m is one product.
+    Each is Linear-GELU-Linear, shared by all m < k; the stack of k > m is one product.
     """
 
-    def __init__(self, width: int, layers: int) -> None:
+    def __init__(self, width: int, layers: int, inner: int) -> None:
         super().__init__()
-        bound = 1 / math.sqrt(width)
-        self.up = nn.Parameter(torch.empty(layers - 1, width, width).uniform_(-bound, bound))
-        self.up_bias = nn.Parameter(torch.zeros(layers - 1, 1, width))
-        self.down = nn.Parameter(torch.empty(layers - 1, width, width).uniform_(-bound, bound))
+        bound, inner_bound = 1 / math.sqrt(width), 1 / math.sqrt(inner)
+        self.up = nn.Parameter(torch.empty(layers - 1, width, inner).uniform_(-bound, bound))
+        self.up_bias = nn.Parameter(torch.zeros(layers - 1, 1, inner))
+        self.down = nn.Parameter(torch.empty(layers - 1, inner, width).uniform_(-inner_bound, inner_bound))
         self.down_bias = nn.Parameter(torch.zeros(layers - 1, 1, width))
 
     def forward(self, state: Tensor, m: int) -> Tensor:
@@ -62,6 +62,24 @@ class Gate(nn.Module):
     def forward(self, shallow: Tensor, deep: Tensor) -> Tensor:
         """Both `(..., d)` -> α `(..., 1)`."""
         return torch.sigmoid(self.scalar(F.gelu(self.hidden(torch.cat((shallow, deep), -1)))))
+
+
+class ExitHead(nn.Module):
+    """A linear guess at each exit's entropy from the layer's state, far cheaper than the test it can spare.
+
+    Learned as in BERxiT (Xin et al. 2021) and CALM (Schuster et al. 2022), but of the entropy itself, so that one
+    head serves every τ.
+    """
+
+    def __init__(self, width: int, layers: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(layers - 1, width))
+        self.bias = nn.Parameter(torch.full((layers - 1,), 2.5))  # nats: near a usual entropy
+
+    def forward(self, state: Tensor, m: int) -> Tensor:
+        """h_m `(..., d)` -> the guess, in nats, `(...)`."""
+        normalised = F.layer_norm(state, state.shape[-1:])
+        return normalised @ self.weight[m - 1] + self.bias[m - 1]
 
 
 class DeeCap(nn.Module):
@@ -89,10 +107,12 @@ class DeeCap(nn.Module):
             self.shallow_norm = nn.LayerNorm(width)
             self.shallow_fusion = make_fusion(config.fusion, width, layers)
         if config.exits == "deecap" and layers > 1:
-            self.imitation = Imitation(width, layers)
+            self.imitation = Imitation(width, layers, config.imitation_width or width)
             self.deep_norm = nn.LayerNorm(width)
             self.deep_fusion = make_fusion(config.fusion, width, layers)
             self.gate = Gate(width)
+        if config.exit_head and layers > 1:
+            self.exit_head = ExitHead(width, layers)
 
     @property
     def layers(self) -> int:
@@ -119,19 +139,24 @@ class DeeCap(nn.Module):
         scale = math.sqrt(self.config.width)  # the tied embedding is small, as the head needs it
         return self.dropout((self.word_embedding(tokens) + self.position_embedding(positions)) * scale)
 
-    def hidden_states(self, memory: Tensor, tokens: Tensor, mask: Tensor | None = None) -> list[Tensor]:
+    def hidden_states(
+        self, memory: Tensor, tokens: Tensor, mask: Tensor | None = None, left: Tensor | None = None
+    ) -> list[Tensor]:
         """Teacher-forced h_1 .. h_N, each `(G, T, d)`, of captions `(G, T)` that start with BOS.
 
         G is a multiple of the images B, the captions of one image side by side. Padding at a caption's end needs
-        no mask: attention is causal, and the loss leaves padding out.
+        no mask: attention is causal, and the loss leaves padding out. Where `left (G, T)` is true a word is treated
+        as one that left at layer 1: what deeper layers see of it is h_1, copied up.
         """
         length = tokens.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool, device=tokens.device).tril()
         regions_mask = None if mask is None else mask[:, None, None, :]
-        x, states = self.embed(tokens), []
+        x = self.embed(tokens)
+        states: list[Tensor] = []
         for layer in self.decoder_layers:
+            seen = x if left is None or not states else torch.where(left[..., None], states[0], x)
             regions = layer.regions.keys_values(memory)
-            x = layer(x, layer.word_keys_values(x), causal, regions, regions_mask)
+            x = layer(x, layer.word_keys_values(seen), causal, regions, regions_mask)
             states.append(x)
         return states
 
@@ -174,9 +199,12 @@ class DeeCap(nn.Module):
         return F.linear(self.head_norm(z), self.word_embedding.weight, self.head_bias)
 
     def forward(
-        self, features: Tensor, boxes: Tensor, tokens: Tensor, mask: Tensor | None = None
+        self, features: Tensor, boxes: Tensor, tokens: Tensor, mask: Tensor | None = None, left: Tensor | None = None
     ) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
-        """Teacher-forced logits of every exit `(G, T, V)`, with the hidden states and imitations they came from."""
-        states = self.hidden_states(self.encode(features, boxes, mask), tokens, mask)
+        """Teacher-forced logits of every exit `(G, T, V)`, with the hidden states and imitations they came from.
+
+        `left` as in `hidden_states`.
+        """
+        states = self.hidden_states(self.encode(features, boxes, mask), tokens, mask, left)
         exits, imitations = self.exit_states(states)
         return [self.logits(z) for z in exits], states, imitations

@@ -16,15 +16,26 @@ class UnknownSpeedError(ValueError):
     """The asked speed, or threshold, is none that the bundle offers. The caller's fault."""
 
 
+SKIPPED = ("computed", "copied")
+
+
 @dataclass(frozen=True)
 class ExitPolicy:
     """Which layers of the decoder are tested; a word leaves at the first whose entropy is below τ.
 
     `tested` are layer numbers from 1 to N-1 in rising order; layer N is the end and is never tested.
     One policy per bundle; only τ varies with speed. τ=0 tests nothing, since entropy is never negative.
+
+    `skipped` says what deeper layers see of a word that left before them, once a later word goes there: `computed`,
+    its states at those layers, computed then (nothing is approximated), or `copied`, the state it left with (CALM,
+    Schuster et al. 2022, section 3.2), for which only keys and values are computed.
+
+    With `margin`, in nats, a test is spared where the model's exit head guesses an entropy above τ by more than it.
     """
 
     tested: tuple[int, ...]
+    skipped: str = "computed"
+    margin: float | None = None
 
     @classmethod
     def every_layer(cls, layers: int) -> ExitPolicy:
@@ -35,6 +46,26 @@ class ExitPolicy:
         """Raises `ValueError` unless the tested layers rise within 1..layers-1."""
         if list(self.tested) != sorted(set(self.tested)) or not all(1 <= m < layers for m in self.tested):
             raise ValueError(f"tested layers {self.tested} must rise from 1 to at most {layers - 1}")
+        if self.skipped not in SKIPPED:
+            raise ValueError(f"skipped must be one of {', '.join(SKIPPED)}, not {self.skipped!r}")
+        if self.margin is not None and not math.isfinite(self.margin):
+            raise ValueError(f"margin must be a finite number of nats, not {self.margin}")
+
+    def to_json(self) -> dict[str, Any]:
+        return {"tested": list(self.tested), "skipped": self.skipped, "margin": self.margin}
+
+    @classmethod
+    def from_json(cls, data: dict[str, Any]) -> ExitPolicy:
+        """Raises `ValueError` or `TypeError` for what is no policy."""
+        unknown = set(data) - {"tested", "skipped", "margin"}
+        if unknown:
+            raise ValueError(f"unknown in the exit policy: {', '.join(sorted(unknown))}")
+        margin, tested = data.get("margin"), tuple(data["tested"])
+        if any(type(layer) is not int for layer in tested):
+            raise ValueError(f"tested layers are whole numbers, not {data['tested']}")
+        if margin is not None and (isinstance(margin, bool) or not isinstance(margin, int | float)):
+            raise ValueError(f"margin must be a number of nats, not {margin!r}")
+        return cls(tested, data.get("skipped", "computed"), None if margin is None else _number(margin))
 
 
 def paper_speedup(exit_layers: Sequence[int], layers: int) -> float:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from service.commands.bench import bench
 from service.commands.calibrate import calibrate
 from service.commands.caption import caption
 from service.commands.doctor import doctor
@@ -32,6 +33,7 @@ app.command()(train)
 app.command()(export)
 app.command()(calibrate)
 app.command()(evaluate)
+app.command()(bench)
 
 
 def _show_version(asked: bool) -> None:

@@ -128,7 +128,8 @@ def bundle_loader(settings: Settings) -> Callable[[], CaptionerLike]:
     def load() -> CaptionerLike:
         from model.captioner import Captioner  # here and not above: it imports torch
 
-        return Captioner.load(settings.bundle, settings.device)
+        precision = None if settings.precision == "auto" else settings.precision
+        return Captioner.load(settings.bundle, settings.device, precision, settings.threads)
 
     return load
 

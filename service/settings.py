@@ -37,6 +37,12 @@ class Settings(BaseSettings):
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="Where the model runs. `auto` takes a GPU if there is one; `cuda` refuses to start without."
     )
+    precision: Literal["auto", "int8", "float32", "bfloat16"] = Field(
+        "auto", description="What the decoder runs in. `auto`: int8 weights on a CPU, bfloat16 on a GPU."
+    )
+    threads: int = Field(
+        0, ge=0, description="CPU threads of extractor and encoder. 0: as many cores as the container may use."
+    )
     broker: str = Field(
         "memory",
         pattern=r"^(memory|rediss?://.+)$",

@@ -7,27 +7,16 @@ exits on its own; EOS competes at that exit's log-probability; hypotheses compar
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from model.decoding.beam import Beam, Candidates, Step
 from model.decoding.state import DecoderState
 from model.deecap import DeeCap, entropy
 from model.exits import ExitPolicy
 from model.vocabulary import BOS, EOS, NEVER_EMITTED
-
-LARGEST_BEAM = 5
-
-
-@dataclass(frozen=True)
-class Step:
-    """One emitted word, EOS included."""
-
-    token: int
-    exit_layer: int
-    entropy: float  # nats, of the distribution at the exit
-    log_probability: float
 
 
 @dataclass(frozen=True)
@@ -36,19 +25,6 @@ class Decoded:
 
     captions: list[list[Step]]
     executed_rows: int
-
-
-@dataclass
-class _Hypothesis:
-    steps: list[Step] = field(default_factory=list)
-    log_probability: float = 0.0
-
-    def extended(self, step: Step) -> _Hypothesis:
-        return _Hypothesis([*self.steps, step], self.log_probability + step.log_probability)
-
-    @property
-    def score(self) -> float:
-        return self.log_probability / len(self.steps)
 
 
 def emission_logits(model: DeeCap, z: Tensor) -> Tensor:
@@ -63,6 +39,7 @@ def advance(state: DecoderState, taus: Tensor, policy: ExitPolicy, rows: Tensor)
 
     Returns log-probabilities `(len(rows), V)`, exit layers `(len(rows),)` and entropies `(len(rows),)`.
     `taus` has one threshold per row of the state; rows with τ = 0 are not tested, since no entropy is below it.
+    Nor are rows whose exit head guesses an entropy beyond the policy's margin.
     """
     model, tested = state.model, set(policy.tested)
     chosen: Tensor | None = None
@@ -75,6 +52,9 @@ def advance(state: DecoderState, taus: Tensor, policy: ExitPolicy, rows: Tensor)
         if not last and m not in tested:
             continue
         candidates = undecided if last else undecided[taus[rows[undecided]] > 0]
+        if not last and policy.margin is not None and len(candidates):
+            guesses = model.exit_head(state.newest(m, rows[candidates])[-1], m)
+            candidates = candidates[guesses <= taus[rows[candidates]] + policy.margin]
         if not len(candidates):
             continue
         logits = emission_logits(model, model.exit_state(state.newest(m, rows[candidates]), m))
@@ -99,7 +79,7 @@ def greedy_search(
     model: DeeCap, memory: Tensor, taus: Sequence[float], policy: ExitPolicy, mask: Tensor | None = None
 ) -> Decoded:
     """One caption per image of `memory (B, R, d)` by the likeliest word each time; `taus` has one threshold each."""
-    state = DecoderState(model, memory, mask)
+    state = DecoderState(model, memory, mask, copied=policy.skipped == "copied")
     thresholds = torch.tensor(taus, dtype=torch.float64, device=memory.device)
     captions: list[list[Step]] = [[] for _ in taus]
     live = torch.arange(len(captions), device=memory.device)
@@ -130,50 +110,28 @@ def ranked_search(
     captions are as long as they may be; then those without EOS compete too. Raises `ValueError` for a beam outside
     1..5.
     """
-    if not 1 <= beam <= LARGEST_BEAM:
-        raise ValueError(f"beam must be from 1 to {LARGEST_BEAM}, not {beam}")
-    images = len(taus)
-    state = DecoderState(model, memory, mask, captions_per_image=beam)
+    beams = [Beam(beam) for _ in taus]
+    state = DecoderState(model, memory, mask, beam, policy.skipped == "copied")
     thresholds = torch.tensor(taus, dtype=torch.float64, device=memory.device).repeat_interleave(beam)
-    # Slots of an image; all start alike, so at the first step only the first slot is live.
-    live: list[list[_Hypothesis]] = [[_Hypothesis()] for _ in range(images)]
-    ended: list[list[_Hypothesis]] = [[] for _ in range(images)]
-    tokens = torch.full((images * beam,), BOS, device=memory.device)
+    tokens = torch.full((len(taus) * beam,), BOS, device=memory.device)
     for _ in range(model.config.max_words):
         state.append(tokens)
-        rows = [image * beam + slot for image in range(images) for slot in range(len(live[image]))]
+        # Hypothesis `slot` of an image is row image * beam + slot.
+        rows = [image * beam + slot for image, search in enumerate(beams) for slot in range(len(search.live))]
         log_p, exit_layers, entropies = advance(state, thresholds, policy, torch.tensor(rows, device=memory.device))
         top_log_p, top_words = log_p.topk(min(2 * beam, log_p.shape[-1]), dim=-1)
-        columns = zip(top_log_p.tolist(), top_words.tolist(), exit_layers.tolist(), entropies.tolist(), strict=True)
-        by_row = dict(zip(rows, columns, strict=True))
-        parents = list(range(images * beam))
-        for image in range(images):
-            candidates: list[tuple[float, int, _Hypothesis]] = []
-            for slot, hypothesis in enumerate(live[image]):
-                row = image * beam + slot
-                probabilities, words, exit_layer, certainty = by_row[row]
-                for probability, word in zip(probabilities, words, strict=True):
-                    extended = hypothesis.extended(Step(word, exit_layer, certainty, probability))
-                    candidates.append((-extended.log_probability, row, extended))
-            candidates.sort(key=lambda candidate: candidate[:2])
-            survivors: list[_Hypothesis] = []
-            for rank, (_, row, extended) in enumerate(candidates[: 2 * beam]):
-                if extended.steps[-1].token == EOS:
-                    if rank < beam:
-                        ended[image].append(extended)
-                elif len(survivors) < beam:
-                    slot_row = image * beam + len(survivors)
-                    parents[slot_row], tokens[slot_row] = row, extended.steps[-1].token
-                    survivors.append(extended)
-            live[image] = [] if len(ended[image]) >= beam else survivors
-        if not any(live):
+        columns = zip(top_words.tolist(), top_log_p.tolist(), exit_layers.tolist(), entropies.tolist(), strict=True)
+        by_row = {row: Candidates(*column) for row, column in zip(rows, columns, strict=True)}
+        parents = list(range(len(taus) * beam))
+        for image, search in enumerate(beams):
+            first = image * beam
+            kept = search.advance([by_row[first + slot] for slot in range(len(search.live))])
+            for slot, parent in enumerate(kept):
+                parents[first + slot], tokens[first + slot] = first + parent, search.live[slot].steps[-1].token
+        if not any(search.live for search in beams):
             break
         state.reorder(torch.tensor(parents, device=memory.device))
-    ranked = [
-        [hypothesis.steps for hypothesis in sorted([*done, *going], key=lambda hypothesis: -hypothesis.score)]
-        for done, going in zip(ended, live, strict=True)
-    ]
-    return ranked, state.executed_rows
+    return [search.ranked() for search in beams], state.executed_rows
 
 
 def beam_search(

@@ -1,7 +1,8 @@
 """What decoding keeps between words: hidden states, keys and values, and how far each layer has got.
 
 A word that left early has no states at deeper layers. When a later word goes there, the missing ones are computed
-then, many at once (deferred catch-up), so that the result is that of running without any cache.
+then, many at once (deferred catch-up), so that the result is that of running without any cache; or, where the policy
+says so, the state that the word left with stands in for them.
 """
 
 from __future__ import annotations
@@ -16,9 +17,12 @@ from model.layers import DecoderLayer
 class DecoderState:
     """The cache of a batch of captions in the making. Row g describes image `g // (rows / images)`."""
 
-    def __init__(self, model: DeeCap, memory: Tensor, mask: Tensor | None, captions_per_image: int = 1) -> None:
+    def __init__(
+        self, model: DeeCap, memory: Tensor, mask: Tensor | None, captions_per_image: int = 1, copied: bool = False
+    ) -> None:
         """`memory (B, R, d)`, `mask (B, R)` -> a state of `B * captions_per_image` rows."""
         self.model = model
+        self.copied = copied
         config = model.config
         rows, length = memory.shape[0] * captions_per_image, config.max_words + 1
         self.captions_per_image = captions_per_image
@@ -32,7 +36,8 @@ class DecoderState:
         self.filled = torch.zeros(model.layers, rows, dtype=torch.long, device=memory.device)
         self.causal = torch.ones(length, length, dtype=torch.bool, device=memory.device).tril()
         self.position = -1
-        self.executed_rows = 0  # (layer, word) pairs computed so far, catch-up included
+        # (layer, word) pairs computed so far, catch-up included; keys and values of copied states are not counted
+        self.executed_rows = 0
 
     def append(self, tokens: Tensor) -> None:
         """The next input word of every row, `(rows,)`."""
@@ -53,7 +58,7 @@ class DecoderState:
 
     def _run_layer(self, layer: DecoderLayer, m: int, rows: Tensor | slice, end: int) -> None:
         missing = self.filled[m - 1, rows]
-        self.executed_rows += int((end - missing).sum())
+        self.executed_rows += len(missing) if self.copied else int((end - missing).sum())
         start = int(missing.min())
         x = self.hidden[m - 1][rows, start:end]
         keys, values = layer.word_keys_values(x)
@@ -65,7 +70,13 @@ class DecoderState:
         regions_keys, regions_values = self.regions[m - 1]
         regions = (regions_keys[images], regions_values[images])
         mask = None if self.regions_mask is None else self.regions_mask[images]
-        y = layer(x, words, self.causal[start:end, :end], regions, mask)
+        if self.copied:  # only the newest word runs; h_{m-1} of the missing ones is copied up
+            newest = layer(x[:, -1:], words, None, regions, mask)
+            there = torch.arange(start, end, device=x.device) < missing[:, None]  # (rows, words)
+            y = torch.where(there[..., None], self.hidden[m][rows, start:end], x)
+            y = torch.cat((y[:, :-1], newest), 1)
+        else:
+            y = layer(x, words, self.causal[start:end, :end], regions, mask)
         self.hidden[m][rows, start:end] = y
         self.filled[m - 1, rows] = end
 

@@ -68,7 +68,7 @@ def describe_milliseconds(captioner: Captioner, photos: EvaluationSet, taus: Seq
 
 def machine(captioner: Captioner) -> str:
     """What the figures were measured on, for the reader of them."""
-    return f"{platform.machine()}, {torch.get_num_threads()} threads, {captioner.device}, torch {torch.__version__}"
+    return f"{platform.machine()}, {torch.get_num_threads()} threads, {captioner.device}, {captioner.precision}"
 
 
 def evaluate(

@@ -249,7 +249,7 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16):
             if stage.kind == "backbone":
                 return backbone_loss(self.model, batch, stage, random), 0.0
-            return exits_loss(self.model, batch, stage), 0.0
+            return exits_loss(self.model, batch, stage, random), 0.0
 
     def _views(self, row: int) -> int:
         """How many views of the photo there are to draw from."""

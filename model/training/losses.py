@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from model.deecap import DeeCap, entropy
 from model.vocabulary import PAD, UNKNOWN
 
 
@@ -32,6 +33,19 @@ def distillation(logits: Tensor, teacher: Tensor, targets: Tensor) -> Tensor:
     kept = learnable(targets)
     teacher_log_p = teacher[kept].float().log_softmax(-1).detach()
     return F.kl_div(logits[kept].float().log_softmax(-1), teacher_log_p, reduction="batchmean", log_target=True)
+
+
+def exit_head_loss(model: DeeCap, states: Sequence[Tensor], logits: Sequence[Tensor], targets: Tensor) -> Tensor:
+    """Mean squared error, in nats, of the exit head's guesses at the entropies of `logits`; moves nothing but itself.
+
+    `states` h_1..h_N `(G, T, d)`, `logits` of the exits `(G, T, V)`.
+    """
+    kept = targets != PAD
+    errors = []
+    for m in range(1, len(states)):
+        guess = model.exit_head(states[m - 1][kept].detach().to(model.exit_head.weight), m)
+        errors.append((guess - entropy(logits[m - 1][kept].detach())).square().mean())
+    return torch.stack(errors).mean()
 
 
 def imitation_loss(states: Sequence[Tensor], imitations: Sequence[Tensor], targets: Tensor) -> Tensor:

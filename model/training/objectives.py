@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from model.deecap import DeeCap
-from model.training.losses import cross_entropy, distillation, exit_weights, imitation_loss
+from model.training.losses import cross_entropy, distillation, exit_head_loss, exit_weights, imitation_loss
 from model.training.settings import StageSettings
+
+EXIT_HEAD_WEIGHT = 0.05  # Adam does not mind, and the clipped gradient is to be that of the captions
 
 
 @dataclass(frozen=True)
@@ -44,9 +46,17 @@ def sample_shallow_exit(layers: int, random: np.random.Generator) -> int:
     return int(random.choice(layers - 1, p=share / share.sum())) + 1
 
 
-def exits_loss(model: DeeCap, batch: Batch, stage: StageSettings) -> Tensor:
+def words_that_left(batch: Batch, share: float, random: np.random.Generator) -> Tensor:
+    """Which words `(G, T)` are treated as having left at layer 1: in `share` of the captions, at a rate of its own."""
+    captions, length = batch.inputs.shape
+    rates = random.random(captions) * (random.random(captions) < share)
+    return torch.from_numpy(random.random((captions, length)) < rates[:, None]).to(batch.inputs.device)
+
+
+def exits_loss(model: DeeCap, batch: Batch, stage: StageSettings, random: np.random.Generator) -> Tensor:
     """Equation 11: λ Σ w_m CE_m + (1 - λ) L_imit, and on request distillation from the final exit."""
-    logits, states, imitations = model(batch.features, batch.boxes, batch.inputs, batch.mask)
+    left = words_that_left(batch, stage.copied_states, random) if stage.copied_states else None
+    logits, states, imitations = model(batch.features, batch.boxes, batch.inputs, batch.mask, left)
     weights = exit_weights(model.layers)
     if model.config.exits == "final":
         return cross_entropy(logits[-1], batch.targets, stage.label_smoothing)
@@ -57,4 +67,6 @@ def exits_loss(model: DeeCap, batch: Batch, stage: StageSettings) -> Tensor:
     if stage.distillation and len(logits) > 1:
         kept = [distillation(exit_logits, logits[-1], batch.targets) for exit_logits in logits[:-1]]
         loss = loss + stage.distillation * torch.stack(kept).mean()
+    if model.config.exit_head and model.layers > 1:
+        loss = loss + EXIT_HEAD_WEIGHT * exit_head_loss(model, states, logits, batch.targets)
     return loss

@@ -11,7 +11,7 @@ from torch import nn
 from model.deecap import DeeCap
 from model.training.settings import StageSettings
 
-EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion")
+EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion", "exit_head")
 
 
 def make_optimiser(model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:

@@ -36,6 +36,8 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     trunk = Trunk()
     trunk.load_state_dict(state["trunk"])
     policy = ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
+    policy = settings.exit_policy or policy
+    policy.validate(model.layers)
     save_model(folder, folder.name, model, vocabulary, policy)
     export_extractor(trunk, folder / EXTRACTOR)
     only_row = SpeedRow(tau=0.0, speedup=1.0, executed_speedup=1.0, cider=0.0, describe_ms=0.0)

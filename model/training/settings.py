@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.config import DeeCapConfig
+from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
 
@@ -50,6 +51,7 @@ class StageSettings:
     lambda_: float = 0.5  # exits: equation 11
     distillation: float = 0.0  # exits: weight of the KL divergence from the final exit, which it does not move
     own_captions: float = 0.0  # exits: share of the targets that are the starting model's own beam captions
+    copied_states: float = 0.0  # exits: share of captions with words whose h_1 stands in for their deeper states
     freeze_layers: bool = True  # exits: section 3.4's per-step freezing
     freeze_backbone: bool = False  # exits: nothing but exits, imitators and gate learns
 
@@ -63,6 +65,7 @@ class TrainSettings:
     data: DataSettings
     model: dict[str, Any]  # `DeeCapConfig` without vocabulary and feature sizes, which come from the data
     stages: tuple[StageSettings, ...]
+    exit_policy: ExitPolicy | None = None  # of the bundle; None: every layer tested, nothing copied
     starts_from: str = ""  # `<run>/<stage>` in the same work folder, whose model and trunk this run goes on from
     views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
     average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
@@ -107,6 +110,11 @@ def read_settings(path: Path) -> TrainSettings:
     except ValueError as error:
         raise ValueError(f"{path}, [model]: {error}") from error
     data = _build(DataSettings, raw.pop("data", {}), f"{path}, [data]")
+    if policy := raw.pop("exit_policy", None):
+        try:
+            raw["exit_policy"] = ExitPolicy.from_json(policy)
+        except (LookupError, TypeError, ValueError) as error:
+            raise ValueError(f"{path}, [exit_policy]: {error}") from error
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
 
 

@@ -47,6 +47,7 @@ def load_captioner(settings: Settings) -> Captioner:
     from model.captioner import Captioner
 
     try:
-        return Captioner.load(settings.bundle, settings.device)
+        precision = None if settings.precision == "auto" else settings.precision
+        return Captioner.load(settings.bundle, settings.device, precision, settings.threads)
     except BundleError as error:
         stop(str(error))

@@ -54,9 +54,10 @@ TABLE = SpeedTable(
 )
 
 
-def save(folder: Path, model: DeeCap, vocabulary: Vocabulary) -> Path:
+def save(folder: Path, model: DeeCap, vocabulary: Vocabulary, policy: ExitPolicy | None = None) -> Path:
     """A bundle but for the extractor, which stands for one and is not opened by `load_bundle`."""
-    policy = ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
+    if policy is None:
+        policy = ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
     save_model(folder, folder.name, model, vocabulary, policy)
     (folder / EXTRACTOR).write_bytes(b"\x08\x0a an extractor")
     write_json(folder / SPEEDS, TABLE.to_json())
@@ -73,6 +74,19 @@ def bundle(tmp_path: Path, words: Vocabulary) -> Path:
     torch.manual_seed(0)
     model = DeeCap(DeeCapConfig(len(words), 40, 32, 2, 64, 1, 4))
     return save(tmp_path / "one", model, words)
+
+
+@pytest.fixture
+def guessing_bundle(tmp_path: Path, words: Vocabulary) -> Path:
+    """Of a model with an exit head, for policies with a margin."""
+    torch.manual_seed(0)
+    model = DeeCap(DeeCapConfig(len(words), 40, 32, 2, 64, 1, 4, imitation_width=8, exit_head=True))
+    torch.nn.init.normal_(model.exit_head.weight)
+    return save(tmp_path / "guessing", model, words)
+
+
+def change(path: Path, **values: object) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
 
 
 # The folder --------------------------------------------------------------------------------------------------------
@@ -105,6 +119,43 @@ def test_saving_what_was_loaded_gives_the_same_bytes(
         assert torch.equal(value, again.model.state_dict()[name]), name
 
 
+def test_narrow_imitators_and_an_exit_head_are_saved_too(guessing_bundle: Path, tmp_path: Path) -> None:
+    loaded = load_bundle(guessing_bundle)
+    assert (loaded.model.config.imitation_width, loaded.model.config.exit_head) == (8, True)
+    assert loaded.model.imitation.up.shape == (3, 32, 8)
+    assert loaded.model.exit_head.weight.abs().max() > 1
+    second = save(tmp_path / "two" / "guessing", loaded.model, loaded.vocabulary)
+    assert revision_of(second) == loaded.revision
+
+
+@pytest.mark.parametrize(
+    "policy",
+    [
+        ExitPolicy(()),
+        ExitPolicy((1, 3)),
+        ExitPolicy((2,), "copied"),
+        ExitPolicy((1,), "computed", 0.0),
+        ExitPolicy((1, 2, 3), "copied", -0.25),
+    ],
+)
+def test_the_exit_policy_is_kept_as_it_is(guessing_bundle: Path, policy: ExitPolicy) -> None:
+    assert ExitPolicy.from_json(json.loads(json.dumps(policy.to_json()))) == policy
+    loaded = load_bundle(guessing_bundle)
+    save(guessing_bundle, loaded.model, loaded.vocabulary, policy)
+    found = load_bundle(guessing_bundle)
+    assert found.policy == policy
+    assert isinstance(found.policy.tested, tuple)
+    assert found.revision != loaded.revision
+    kept = json.loads((guessing_bundle / CONFIG).read_text())
+    expected = {"tested": list(policy.tested), "skipped": policy.skipped, "margin": policy.margin}
+    assert kept["exit_policy"] == expected
+
+
+def test_a_policy_that_names_its_layers_alone_computes_and_tests_all(bundle: Path) -> None:
+    change(bundle / CONFIG, exit_policy={"tested": [1, 3]})
+    assert load_bundle(bundle).policy == ExitPolicy((1, 3), "computed", None)
+
+
 def test_packing_twice_is_packing_once() -> None:
     """For matrices of many rows and magnitudes: no scale may drift by the last bit."""
     torch.manual_seed(0)
@@ -128,7 +179,7 @@ def test_what_is_loaded_is_what_was_packed_bit_for_bit(bundle: Path, words: Voca
     assert all(torch.equal(value, found[name]) for name, value in model.state_dict().items() if value.ndim < 2)
     assert loaded.name == "one"
     assert loaded.vocabulary.words == words.words
-    assert loaded.policy.tested == (1, 2, 3)
+    assert loaded.policy == ExitPolicy((1, 2, 3))
     assert loaded.speeds == TABLE
     assert not loaded.model.training
     assert not any(parameter.requires_grad for parameter in loaded.model.parameters())
@@ -234,10 +285,6 @@ def test_weights_of_another_network_are_refused(bundle: Path) -> None:
             load_bundle(bundle)
 
 
-def change(path: Path, **values: object) -> None:
-    path.write_text(json.dumps({**json.loads(path.read_text()), **values}))
-
-
 @pytest.mark.parametrize("number", [0, FORMAT + 1, "1", None])
 def test_another_format_is_refused(bundle: Path, number: object) -> None:
     change(bundle / CONFIG, format=number)
@@ -245,15 +292,80 @@ def test_another_format_is_refused(bundle: Path, number: object) -> None:
         load_bundle(bundle)
 
 
-@pytest.mark.parametrize("tested", [[0], [4], [2, 1], ["a"], 3])
-def test_a_policy_that_does_not_fit_is_refused(bundle: Path, tested: object) -> None:
-    change(bundle / CONFIG, tested_layers=tested)
-    with pytest.raises(BundleError):
+def test_the_format_before_is_refused_by_its_number(bundle: Path) -> None:
+    """Its policy was a list of layers under another name: that it is missing is not what to say."""
+    config = json.loads((bundle / CONFIG).read_text())
+    del config["exit_policy"]
+    write_json(bundle / CONFIG, {**config, "format": 1, "tested_layers": [1, 2, 3]})
+    with pytest.raises(BundleError, match=rf"{CONFIG} .*of format 1, and this version reads format 2"):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("tested", [[0], [4], [2, 1], ["a"], "12", 3, None])
+def test_tested_layers_that_do_not_fit_are_refused(bundle: Path, tested: object) -> None:
+    change(bundle / CONFIG, exit_policy={"tested": tested})
+    with pytest.raises(BundleError, match=CONFIG):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"colour": 1}, "colour"),
+        ({"tested_layers": [1]}, "tested_layers"),
+        ({"skipped": "guessed"}, "skipped must be one of computed, copied, not 'guessed'"),
+        ({"skipped": None}, "skipped"),
+        ({"skipped": ["copied"]}, "skipped"),
+        ({"margin": math.nan}, "margin must be a finite number"),
+        ({"margin": math.inf}, "margin must be a finite number"),
+        ({"margin": -math.inf}, "margin must be a finite number"),
+        ({"margin": "wide"}, "wide"),
+        ({"margin": [0.1]}, "float"),
+    ],
+)
+def test_a_policy_that_is_none_is_refused(guessing_bundle: Path, changes: dict[str, object], told: str) -> None:
+    policy = json.loads((guessing_bundle / CONFIG).read_text())["exit_policy"]
+    change(guessing_bundle / CONFIG, exit_policy={**policy, **changes})  # JSON as Python writes it has NaN
+    with pytest.raises(BundleError, match=f"{CONFIG}.*{told}"):
+        load_bundle(guessing_bundle)
+
+
+@pytest.mark.parametrize("policy", [None, 3, [], [1, 2, 3], "copied", {}])
+def test_what_is_no_policy_at_all_is_refused(bundle: Path, policy: object) -> None:
+    change(bundle / CONFIG, exit_policy=policy)
+    with pytest.raises(BundleError, match=CONFIG):
+        load_bundle(bundle)
+
+
+@pytest.mark.parametrize("margin", [0.0, -0.5, 2])
+def test_a_margin_needs_an_exit_head(bundle: Path, guessing_bundle: Path, margin: float) -> None:
+    policy = {"tested": [1], "skipped": "copied", "margin": margin}
+    change(bundle / CONFIG, exit_policy=policy)
+    with pytest.raises(BundleError, match=f"{CONFIG}.*exit head"):
+        load_bundle(bundle)
+    change(guessing_bundle / CONFIG, exit_policy=policy)
+    assert load_bundle(guessing_bundle).policy.margin == margin
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"), [({"exit_head": True}, "exit_head"), ({"imitation_width": 8}, "imitation.up")]
+)
+def test_parts_that_the_weights_do_not_have_are_named(bundle: Path, changes: dict[str, object], told: str) -> None:
+    config = json.loads((bundle / CONFIG).read_text())
+    change(bundle / CONFIG, model={**config["model"], **changes})
+    with pytest.raises(BundleError, match=rf"(?s){WEIGHTS}.*{told}"):
         load_bundle(bundle)
 
 
 def test_a_network_that_cannot_be_is_refused(bundle: Path) -> None:
-    for wrong in ({"heads": 3}, {"heads": 0}, {"exits": "never"}, {"colour": 1}, {"width": "wide"}):
+    for wrong in (
+        {"heads": 3},
+        {"heads": 0},
+        {"exits": "never"},
+        {"colour": 1},
+        {"width": "wide"},
+        {"imitation_width": -1},
+    ):
         config = json.loads((bundle / CONFIG).read_text())
         broken = shutil.copytree(bundle, bundle.parent / "broken", dirs_exist_ok=True)
         change(broken / CONFIG, model={**config["model"], **wrong})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,12 +13,19 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from model.config import EXITS, FUSIONS, DeeCapConfig
-from model.deecap import DeeCap, Imitation, entropy
+from model.deecap import DeeCap, ExitHead, Imitation, entropy
 from model.fusion import Concatenation, make_fusion
 from model.layers import CheapDropout
 from model.training.data import pad_captions
-from model.training.losses import cross_entropy, distillation, exit_weights, imitation_loss
-from model.training.objectives import Batch, backbone_loss, exits_loss, sample_shallow_exit
+from model.training.losses import cross_entropy, distillation, exit_head_loss, exit_weights, imitation_loss
+from model.training.objectives import (
+    EXIT_HEAD_WEIGHT,
+    Batch,
+    backbone_loss,
+    exits_loss,
+    sample_shallow_exit,
+    words_that_left,
+)
 from model.training.self_critical import self_critical_loss
 from model.training.settings import StageSettings
 from model.vocabulary import BOS, EOS, PAD, SPECIAL, UNKNOWN
@@ -44,6 +52,11 @@ def random_batch(model: DeeCap, images: int = 2, each: int = 2, length: int = 6,
         for row in range(images * each)
     ]
     return Batch(features, corners.flatten(2), None, *pad_captions(captions, config.max_words))
+
+
+def single(batch: Batch) -> Batch:
+    """In float32, in which models train."""
+    return replace(batch, features=batch.features.float(), boxes=batch.boxes.float())
 
 
 def gradients(model: DeeCap, loss: Tensor) -> set[str]:
@@ -85,7 +98,7 @@ def trained_on_noise(exits: str, fusion: str, shifted: bool) -> tuple[list[float
     for _ in range(30):
         optimiser.zero_grad()
         now = batch(24)
-        loss = exits_loss(model, now, EXIT_STAGE)
+        loss = exits_loss(model, now, EXIT_STAGE, random)
         if exits == "deecap":  # a backbone learns too
             loss = loss + backbone_loss(model, now, BACKBONE_STAGE, random)
         loss.backward()
@@ -150,7 +163,7 @@ def test_padding_changes_no_loss(make_model: MakeModel, exits: str, fusion: str,
         if kind == "backbone":
             return backbone_loss(model, now, BACKBONE_STAGE, random).item()
         if kind == "exits":
-            return exits_loss(model, now, EXIT_STAGE).item()
+            return exits_loss(model, now, EXIT_STAGE, random).item()
         advantages = torch.linspace(-1, 1, len(targets), dtype=torch.float64)
         return self_critical_loss(model, now, advantages, BACKBONE_STAGE, random).item()
 
@@ -164,14 +177,18 @@ def test_padding_changes_no_loss(make_model: MakeModel, exits: str, fusion: str,
 
 
 @every_kind
-def test_every_parameter_meant_to_learn_gets_a_gradient(make_model: MakeModel, exits: str, fusion: str) -> None:
+@pytest.mark.parametrize("copied", [0.0, 1.0])
+def test_every_parameter_meant_to_learn_gets_a_gradient(
+    make_model: MakeModel, exits: str, fusion: str, copied: float
+) -> None:
     model = make_model(exits, fusion)
     batch = random_batch(model, images=4)
     everything = {name for name, _ in model.named_parameters()}
     # A bias of attention pooling's keys adds the same to every score of a softmax: nothing to learn, by algebra.
     useless = {name for name in everything if name.endswith("_fusion.key.bias")}
 
-    assert gradients(model, exits_loss(model, batch, EXIT_STAGE)) == everything - useless
+    loss = exits_loss(model, batch, replace(EXIT_STAGE, copied_states=copied), np.random.default_rng(0))
+    assert gradients(model, loss) == everything - useless
 
     exit_parts = {"imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion"}
     backbone = {name for name in everything if part(name) not in exit_parts}
@@ -229,11 +246,13 @@ def test_exit_weights_are_layer_numbers_over_their_sum(layers: int) -> None:
 
 
 @every_kind
-def test_exits_loss_is_equation_11(make_model: MakeModel, exits: str, fusion: str) -> None:
+@pytest.mark.parametrize("copied", [0.0, 1.0])
+def test_exits_loss_is_equation_11(make_model: MakeModel, exits: str, fusion: str, copied: float) -> None:
     model = make_model(exits, fusion)
     batch = random_batch(model)
-    stage = StageSettings("exits", "exits", 1, 1e-3, lambda_=0.3)
-    logits, states, imitations = model(batch.features, batch.boxes, batch.inputs)
+    stage = StageSettings("exits", "exits", 1, 1e-3, lambda_=0.3, copied_states=copied)
+    left = words_that_left(batch, copied, np.random.default_rng(3)) if copied else None
+    logits, states, imitations = model(batch.features, batch.boxes, batch.inputs, None, left)
     words = [cross_entropy(one, batch.targets).item() for one in logits]
     if exits == "final":
         expected = words[-1]
@@ -241,7 +260,64 @@ def test_exits_loss_is_equation_11(make_model: MakeModel, exits: str, fusion: st
         expected = 0.3 * sum(m * ce for m, ce in enumerate(words, start=1)) / sum(range(1, model.layers + 1))
     if exits == "deecap":
         expected += 0.7 * imitation_loss(states, imitations, batch.targets).item()
-    assert exits_loss(model, batch, stage).item() == pytest.approx(expected, rel=1e-5)
+    found = exits_loss(model, batch, stage, np.random.default_rng(3)).item()
+    assert found == pytest.approx(expected, rel=1e-5)
+    others = exits_loss(model, batch, replace(stage, copied_states=1.0 - copied), np.random.default_rng(3)).item()
+    assert abs(others - found) > 1e-4  # copies matter
+
+
+@every_kind
+def test_an_exit_head_adds_its_error_to_the_loss_and_nothing_else(
+    make_model: MakeModel, exits: str, fusion: str
+) -> None:
+    without, model = make_model(exits, fusion).float(), make_model(exits, fusion, exit_head=True).float()
+    model.load_state_dict(without.state_dict(), strict=False)
+    batch = single(random_batch(model))
+    random = np.random.default_rng(0)
+    added = exits_loss(model, batch, EXIT_STAGE, random) - exits_loss(without, batch, EXIT_STAGE, random)
+    logits, states, _ = model(batch.features, batch.boxes, batch.inputs)
+    if exits == "final":  # no exit to guess at
+        assert added.item() == 0.0
+    else:
+        assert added.item() > 1e-3
+        error = exit_head_loss(model, states, logits, batch.targets).item()
+        assert added.item() == pytest.approx(EXIT_HEAD_WEIGHT * error, rel=1e-3)  # a difference of float32 numbers
+
+
+def test_the_exit_head_learns_the_mean_squared_error_of_its_guesses(make_model: MakeModel) -> None:
+    model = make_model("deecap", "average", exit_head=True).float()
+    batch = single(random_batch(model))
+    logits, states, _ = model(batch.features, batch.boxes, batch.inputs)
+    words = (batch.targets != PAD).nonzero().tolist()
+    assert len(words) < batch.targets.numel()
+    layers = []
+    for m in range(1, model.layers):
+        errors = []
+        for g, t in words:
+            p = logits[m - 1][g, t].double().softmax(-1)
+            nats = -(p * p.log()).sum().item()
+            errors.append((model.exit_head(states[m - 1][g, t], m).item() - nats) ** 2)
+        layers.append(np.mean(errors))
+    assert min(layers) > 1e-3
+    found = exit_head_loss(model, states, logits, batch.targets).item()
+    assert found == pytest.approx(np.mean(layers), rel=1e-5)
+
+
+@pytest.mark.parametrize("exits", ["deecap", "shallow", "plain"])
+def test_the_exit_heads_loss_moves_nothing_but_the_exit_head(make_model: MakeModel, exits: str) -> None:
+    model = make_model(exits, "average", exit_head=True).float()
+    batch = single(random_batch(model))
+    logits, states, _ = model(batch.features, batch.boxes, batch.inputs)
+    assert logits[0].requires_grad
+    moved = gradients(model, exit_head_loss(model, states, logits, batch.targets))
+    assert moved == {"exit_head.weight", "exit_head.bias"}
+    weight, bias = model.exit_head.weight.grad, model.exit_head.bias.grad
+    assert weight is not None
+    assert bias is not None
+    assert (weight.abs().amax(dim=1) > 0).all()  # the guess at each exit
+    assert (bias.abs() > 0).all()
+    whole = gradients(model, exits_loss(model, batch, EXIT_STAGE, np.random.default_rng(0)))
+    assert {"exit_head.weight", "exit_head.bias"} < whole
 
 
 def test_distillation_is_the_mean_divergence_from_a_fixed_teacher() -> None:
@@ -299,6 +375,76 @@ def test_captions_of_one_image_share_its_regions(make_model: MakeModel) -> None:
             torch.testing.assert_close(one[0], other[row], rtol=0, atol=1e-12)
 
 
+def some_left(batch: Batch, seed: int = 0) -> Tensor:
+    """A mask of words with both kinds in every caption, so that either treatment shows."""
+    torch.manual_seed(seed)
+    left = torch.rand(batch.inputs.shape) < 0.5
+    left[:, 0], left[:, 1] = True, False
+    return left
+
+
+@torch.no_grad()
+def test_deeper_layers_see_the_first_state_of_words_that_left(make_model: MakeModel) -> None:
+    """Word by word and caption by caption, no mask: keys and values beyond layer 1 are of h_1 where a word left."""
+    model = make_model()
+    batch = random_batch(model)
+    left = some_left(batch)
+    memory = model.encode(batch.features, batch.boxes)
+    states = model.hidden_states(memory, batch.inputs, None, left)
+    for g, words in enumerate(batch.inputs):
+        image = memory[g // 2 : g // 2 + 1]
+        ran: list[list[Tensor]] = []  # [word][m]: h_m
+        for t in range(len(words)):
+            ran.append([model.embed(words[t : t + 1, None], t)[0, 0]])
+            for m, layer in enumerate(model.decoder_layers, start=1):
+                seen = [h[1] if m > 1 and left[g, s] else h[m - 1] for s, h in enumerate(ran)]
+                keys_values = layer.word_keys_values(torch.stack(seen)[None])
+                regions = layer.regions.keys_values(image)
+                ran[t].append(layer(ran[t][-1][None, None], keys_values, None, regions, None)[0, 0])
+        for m in range(1, model.layers + 1):
+            expected = torch.stack([h[m] for h in ran])
+            torch.testing.assert_close(states[m - 1][g], expected, rtol=0, atol=1e-12)
+
+
+@torch.no_grad()
+def test_words_that_left_change_the_third_layer_and_up_and_no_word_before_them(make_model: MakeModel) -> None:
+    model = make_model()
+    batch = random_batch(model)
+    memory = model.encode(batch.features, batch.boxes)
+    plain = model.hidden_states(memory, batch.inputs)
+    none = model.hidden_states(memory, batch.inputs, None, torch.zeros_like(batch.inputs, dtype=torch.bool))
+    assert all(torch.equal(one, other) for one, other in zip(none, plain, strict=True))
+    for t in (0, 2):
+        left = torch.zeros_like(batch.inputs, dtype=torch.bool)
+        left[:, t] = True
+        for m, (one, other) in enumerate(
+            zip(model.hidden_states(memory, batch.inputs, None, left), plain, strict=True), start=1
+        ):
+            torch.testing.assert_close(one[:, :t], other[:, :t], rtol=0, atol=1e-12)
+            if m <= 2:  # layer 2 reads h_1 in any case
+                assert torch.equal(one, other)
+            else:
+                assert (one[:, t:] - other[:, t:]).abs().amax(-1).min() > 1e-6
+
+
+@every_kind
+@torch.no_grad()
+def test_exits_are_of_the_states_with_words_that_left(make_model: MakeModel, exits: str, fusion: str) -> None:
+    model = make_model(exits, fusion)
+    batch = random_batch(model)
+    left = some_left(batch)
+    mask = torch.arange(5) < torch.tensor([[3], [5]])
+    logits, states, imitations = model(batch.features, batch.boxes, batch.inputs, mask, left)
+    memory = model.encode(batch.features, batch.boxes, mask)
+    expected = model.hidden_states(memory, batch.inputs, mask, left)
+    assert all(torch.equal(one, other) for one, other in zip(states, expected, strict=True))
+    exit_states, imitated = model.exit_states(expected)
+    assert all(torch.equal(one, model.logits(z)) for one, z in zip(logits, exit_states, strict=True))
+    assert all(torch.equal(one, other) for one, other in zip(imitations, imitated, strict=True))
+    plain, _, _ = model(batch.features, batch.boxes, batch.inputs, mask)
+    assert (logits[-1] - plain[-1]).abs().max() > 1e-3
+
+
 @every_kind
 def test_one_exit_is_that_of_all_exits(make_model: MakeModel, exits: str, fusion: str) -> None:
     model = make_model(exits, fusion)
@@ -333,8 +479,11 @@ def test_an_exit_of_the_whole_system_is_equations_5_to_8(make_model: MakeModel) 
         torch.testing.assert_close(model.exit_state(states[:m], m), expected, rtol=0, atol=1e-12)
 
 
-def test_the_imitation_stack_is_one_network_at_a_time(make_model: MakeModel) -> None:
-    imitation: Imitation = make_model().imitation
+@pytest.mark.parametrize(("imitation_width", "inner"), [(0, 16), (5, 5), (16, 16), (40, 40)])
+def test_the_imitation_stack_is_one_network_at_a_time(make_model: MakeModel, imitation_width: int, inner: int) -> None:
+    imitation: Imitation = make_model(imitation_width=imitation_width).imitation
+    assert imitation.up.shape == (3, 16, inner)
+    assert imitation.down.shape == (3, inner, 16)
     torch.manual_seed(0)
     state = torch.randn(2, 3, 16, dtype=torch.float64)
     for m in range(1, 4):
@@ -345,6 +494,50 @@ def test_the_imitation_stack_is_one_network_at_a_time(make_model: MakeModel) -> 
             hidden = F.gelu(F.linear(state, imitation.up[i].T, imitation.up_bias[i, 0]))
             alone = F.linear(hidden, imitation.down[i].T, imitation.down_bias[i, 0])
             torch.testing.assert_close(stacked[k - m - 1], alone, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("fusion", FUSIONS)
+def test_narrow_imitators_are_part_of_a_whole_network(make_model: MakeModel, fusion: str) -> None:
+    model = make_model("deecap", fusion, imitation_width=3)
+    batch = random_batch(model)
+    _, states, imitations = model(batch.features, batch.boxes, batch.inputs)
+    assert [imitated.shape for imitated in imitations] == [(4 - m, *states[0].shape) for m in range(1, 4)]
+    assert part_sizes(make_model("deecap", fusion)) == part_sizes(make_model("deecap", fusion, imitation_width=16))
+    moved = gradients(model, imitation_loss(states, imitations, batch.targets))
+    assert {"imitation.up", "imitation.up_bias", "imitation.down", "imitation.down_bias"} <= moved
+
+
+def part_sizes(model: DeeCap) -> dict[str, torch.Size]:
+    return {name: value.shape for name, value in model.state_dict().items()}
+
+
+def test_an_exit_heads_guess_is_linear_in_the_normalised_state(make_model: MakeModel) -> None:
+    head: ExitHead = make_model(exit_head=True).exit_head
+    torch.manual_seed(0)
+    state = torch.randn(2, 3, 16, dtype=torch.float64) * 5 + 2
+    x = state.numpy()
+    normalised = (x - x.mean(-1, keepdims=True)) / np.sqrt(x.var(-1, keepdims=True) + 1e-5)
+    guesses = []
+    for m in range(1, 4):
+        weight, bias = head.weight[m - 1].detach().numpy(), head.bias[m - 1].item()
+        guesses.append(head(state, m).detach())
+        np.testing.assert_allclose(guesses[-1].numpy(), (normalised * weight).sum(-1) + bias, rtol=0, atol=1e-12)
+    assert guesses[0].std() > 0.05
+    assert (guesses[0] - guesses[1]).abs().min() > 1e-3  # each exit has its own
+
+
+def test_a_new_exit_head_guesses_a_usual_entropy_whatever_it_sees() -> None:
+    head = ExitHead(8, 4)
+    assert [tuple(parameter.shape) for parameter in (head.weight, head.bias)] == [(3, 8), (3,)]
+    for m in range(1, 4):
+        assert head(torch.randn(5, 8) * 100, m).tolist() == [2.5] * 5
+
+
+def test_only_a_model_that_is_to_have_an_exit_head_has_one(make_model: MakeModel) -> None:
+    assert not {name for name in part_sizes(make_model()) if part(name) == "exit_head"}
+    for exits in EXITS:
+        names = {name for name in part_sizes(make_model(exits, exit_head=True)) if part(name) == "exit_head"}
+        assert names == {"exit_head.weight", "exit_head.bias"}
 
 
 @pytest.mark.parametrize("name", FUSIONS)
@@ -409,7 +602,7 @@ def test_one_layer_is_a_network_too(make_model: MakeModel) -> None:
         logits, _, imitations = model(batch.features, batch.boxes, batch.inputs)
         assert len(logits) == 1
         assert imitations == []
-        assert torch.isfinite(exits_loss(model, batch, StageSettings("x", "exits", 1, 1e-3)))
+        assert torch.isfinite(exits_loss(model, batch, StageSettings("x", "exits", 1, 1e-3), np.random.default_rng(0)))
 
 
 def test_dropout_drops_its_share_and_keeps_the_mean() -> None:
@@ -480,6 +673,7 @@ def test_exits_are_finite_in_low_precision(make_model: MakeModel, kind: torch.dt
 
 def test_a_configuration_survives_json() -> None:
     config = DeeCapConfig(vocabulary_size=10, width=64, heads=4, exits="plain", fusion="attention")
+    config = replace(config, imitation_width=12, exit_head=True)
     assert DeeCapConfig.from_json(config.to_json()) == config
 
 
@@ -492,6 +686,7 @@ def test_a_configuration_survives_json() -> None:
         ({"heads": 0}, "heads"),
         ({"decoder_layers": 0}, "positive"),
         ({"vocabulary_size": -1}, "positive"),
+        ({"imitation_width": -1}, "imitation_width"),
         ({"colour": "red"}, "colour"),
     ],
 )

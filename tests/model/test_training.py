@@ -21,11 +21,12 @@ from model.bottom_up.trunk import Trunk
 from model.captioner import Captioner
 from model.config import DeeCapConfig
 from model.decoding.search import emission_logits
-from model.deecap import DeeCap
+from model.deecap import DeeCap, ExitHead
 from model.training.average import WeightAverage
 from model.training.data import epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.loop import Trainer
-from model.training.objectives import Batch, exits_loss
+from model.training.losses import exit_head_loss
+from model.training.objectives import Batch, exits_loss, words_that_left
 from model.training.optimiser import freeze_layers, freezing_chances, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.regions import RegionFiles
 from model.training.release import write_bundle
@@ -180,7 +181,7 @@ def exit_step(network: DeeCap, optimiser: torch.optim.Optimizer, seed: int, draw
     features, boxes = torch.randn(2, 3, 6, dtype=torch.float64), torch.rand(2, 3, 4, dtype=torch.float64)
     batch = Batch(features, boxes, None, *pad_captions(captions, network.config.max_words))
     optimiser.zero_grad(set_to_none=True)
-    exits_loss(network, batch, StageSettings("x", "exits", 1, 1e-2)).backward()
+    exits_loss(network, batch, StageSettings("x", "exits", 1, 1e-2), np.random.default_rng(seed)).backward()
     frozen = [] if draw is None else freeze_layers(network, Same(draw))  # type: ignore[arg-type]
     optimiser.step()
     return frozen
@@ -212,7 +213,7 @@ def test_layers_freeze_by_chances_from_1_to_0(make_model: MakeModel) -> None:
 
 
 def test_only_matrices_decay_and_each_part_has_its_rate() -> None:
-    network = DeeCap(DeeCapConfig(20, 6, 16, 2, 24, 1, 2))
+    network = DeeCap(DeeCapConfig(20, 6, 16, 2, 24, 1, 2, exit_head=True))
     trunk = [torch.nn.Parameter(torch.zeros(3))]
     stage = StageSettings("x", "exits", 1, 0.5, trunk_learning_rate=0.1, backbone_learning_rate=0.2, weight_decay=0.03)
     optimiser = make_optimiser(network, trunk, stage)
@@ -309,6 +310,74 @@ def test_an_average_goes_on_from_what_was_saved() -> None:
     assert torch.equal(first.values["layer"]["weight"], second.values["layer"]["weight"])
 
 
+# Words that left ---------------------------------------------------------------------------------------------------
+
+
+def captions_of(count: int, length: int) -> Batch:
+    """All that matters here: how many captions there are, and of how many words."""
+    words = torch.full((count, length), 5)
+    return Batch(torch.empty(0), torch.empty(0), None, words, words)
+
+
+def test_no_word_has_left_where_the_share_is_0() -> None:
+    left = words_that_left(captions_of(50, 20), 0.0, np.random.default_rng(0))
+    assert left.dtype == torch.bool
+    assert left.shape == (50, 20)
+    assert not left.any()
+
+
+def test_words_have_left_at_rates_that_vary_by_caption() -> None:
+    left = words_that_left(captions_of(600, 400), 1.0, np.random.default_rng(0)).double()
+    rates = left.mean(1).numpy()
+    # Even over 0..1: a tenth of the captions in each tenth.
+    assert np.histogram(rates, bins=10, range=(0, 1))[0] / 600 == pytest.approx([0.1] * 10, abs=0.05)
+    # Within a caption each word leaves for itself: two halves of it have the rate, and neighbours nothing more.
+    first, second = left[:, :200].mean(1).numpy(), left[:, 200:].mean(1).numpy()
+    assert np.abs(first - second).max() < 5 * math.sqrt(0.25 / 200 * 2)
+    pairs = (left[:, 1:] * left[:, :-1]).mean(1).numpy()
+    assert pairs == pytest.approx(rates**2, abs=0.1)
+
+
+def test_only_the_share_of_captions_has_words_that_left() -> None:
+    left = words_that_left(captions_of(2000, 200), 0.3, np.random.default_rng(0))
+    some = left.any(1).double().mean().item()
+    assert some == pytest.approx(0.3, abs=0.04)
+    assert left[left.any(1)].double().mean().item() == pytest.approx(0.5, abs=0.05)  # of those, as ever
+
+
+def test_words_that_left_depend_on_the_generator_alone() -> None:
+    first, again, other = (words_that_left(captions_of(20, 9), 0.5, np.random.default_rng(seed)) for seed in (1, 1, 2))
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+
+
+def test_steps_with_copied_states_teach_the_words_and_the_exit_head() -> None:
+    """From one batch learned by heart: the loss falls, and the head follows entropies that left its first guess."""
+    torch.manual_seed(0)
+    sizes = DeeCapConfig(20, 6, 16, 2, 24, 1, 3, max_words=6, dropout=0.0, imitation_width=4, exit_head=True)
+    network = DeeCap(sizes)
+    captions = torch.randint(len(SPECIAL), 20, (8, 5)).tolist()
+    batch = Batch(torch.randn(4, 3, 6), torch.rand(4, 3, 4), None, *pad_captions(captions, 6))
+    stage = StageSettings("x", "exits", 1, 1e-2, copied_states=1.0, distillation=1.0)
+    optimiser, random = make_optimiser(network, [], stage), np.random.default_rng(0)
+    losses = []
+    for _ in range(80):
+        optimiser.zero_grad()
+        loss = exits_loss(network, batch, stage, random)
+        loss.backward()
+        assert all(parameter.grad is not None for parameter in network.exit_head.parameters())
+        optimiser.step()
+        losses.append(loss.item())
+    assert all(math.isfinite(loss) for loss in losses)
+    assert losses[-1] < losses[0] / 2
+    with torch.no_grad():
+        logits, states, _ = network(batch.features, batch.boxes, batch.inputs)
+        taught = exit_head_loss(network, states, logits, batch.targets).item()
+        network.exit_head = ExitHead(16, 3)
+        untaught = exit_head_loss(network, states, logits, batch.targets).item()
+    assert taught < untaught / 3
+
+
 # Settings ----------------------------------------------------------------------------------------------------------
 
 TINY = """
@@ -331,6 +400,8 @@ encoder_layers = 1
 decoder_layers = 3
 max_words = 6
 dropout = 0.1
+imitation_width = 4
+exit_head = true
 
 [[stage]]
 name = "words"
@@ -358,6 +429,7 @@ learning_rate = 1e-2
 batch_images = 4
 captions_per_image = 3
 distillation = 1.0
+copied_states = 0.5
 lambda = 0.25
 """
 
@@ -377,6 +449,7 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
     ]
     assert settings.stages[2].lambda_ == 0.25
     assert settings.stages[0].lambda_ == 0.5
+    assert [stage.copied_states for stage in settings.stages] == [0.0, 0.0, 0.5]
     assert settings.data.region_features == "regions"
     assert settings.model["width"] == 16
     assert settings.least_count == 1

@@ -1,0 +1,349 @@
+"""The decoding engine: many captions in the making share every step, each at its own τ, beam and length.
+
+A caption joins or leaves at any step, and a layer runs only for the words that still need it. One thread drives it:
+`submit` and `cancel`, then `step` until `finished` has what was asked for. It decides as `model.decoding.search` does.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from model.decoding.beam import LARGEST_BEAM, Beam, Candidates, Step
+from model.deecap import DeeCap
+from model.engine.backend import Reached, Span
+from model.engine.folding import ENGINE_FUSIONS
+from model.engine.precision import Precision
+from model.exits import ExitPolicy
+from model.vocabulary import BOS, EOS
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A request that is over: `ended` with its caption, or `cancelled` or past its `deadline` with what there was."""
+
+    number: int  # as `submit` gave it
+    steps: list[Step]
+    reason: str  # ended, cancelled or deadline
+
+
+@dataclass
+class _Request:
+    number: int
+    memory: Tensor  # (R, d)
+    tau: float
+    beam: Beam | None  # None: greedy
+    deadline: float
+    slots: list[int] = field(default_factory=list)  # one for each live hypothesis, in the beam's order
+
+    @property
+    def width(self) -> int:
+        return self.beam.width if self.beam else 1
+
+
+@dataclass
+class _Decisions:
+    """What a step decided, by slot."""
+
+    words: np.ndarray
+    exit_layers: np.ndarray
+    entropies: np.ndarray
+    log_probabilities: np.ndarray
+    top_words: np.ndarray  # (slots, most candidates) where there are beams
+    top_log_probabilities: np.ndarray
+
+
+class Engine:
+    """Continuous batching over a fixed number of slots; a beam takes one slot for each hypothesis."""
+
+    def __init__(
+        self,
+        model: DeeCap,
+        policy: ExitPolicy,
+        precision: Precision,
+        slots: int = 32,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Raises `ValueError` for a fusion that only the plain decoder has, or no slots."""
+        if slots < 1:
+            raise ValueError(f"slots must be 1 or more, not {slots}")
+        config = model.config
+        if policy.tested and config.exits in ("deecap", "shallow") and config.fusion not in ENGINE_FUSIONS:
+            raise ValueError(f"the engine has no {config.fusion} fusion: use the plain decoder")
+        self._backend = precision.backend(model, policy.tested, slots)
+        self._policy, self._clock = policy, clock
+        self._copied = policy.skipped == "copied"
+        self._width, self._vocabulary_size, self._max_words = config.width, config.vocabulary_size, config.max_words
+        self._layers = model.layers
+        ends = [0, *policy.tested, model.layers]
+        self._spans = [Span(a + 1, b, b < model.layers) for a, b in pairwise(ends)]
+        self._whole = [Span(1, model.layers, False)]
+        self._slots = slots
+        self._numbers = 0
+        self._waiting: deque[_Request] = deque()
+        self._running: dict[int, _Request] = {}  # by number
+        self._finished: list[Finished] = []
+        # By slot; slots in use are always 0, 1, ... `_used` - 1.
+        # How many words of each slot have keys and values at each layer.
+        self._filled = np.zeros((model.layers, slots), dtype=np.int64)
+        self._used = 0
+        self._owner: list[_Request | None] = [None] * slots
+        self._live = np.zeros(slots, dtype=bool)  # false: kept for a hypothesis that its beam does not have yet
+        self._taus = np.zeros(slots)
+        self._tokens = np.zeros(slots, dtype=np.int64)  # the newest word, not yet run
+        self._lengths = np.zeros(slots, dtype=np.int64)  # words decided so far
+        shape = (slots, config.max_words)
+        self._words, self._exit_layers = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
+        self._entropies, self._log_probabilities = np.zeros(shape), np.zeros(shape)
+        self.executed_rows = 0  # (layer, word) pairs so far, as `DecoderState` counts them
+        self.steps = 0
+
+    # What a worker calls ---------------------------------------------------------------------------------------------
+
+    @property
+    def free(self) -> int:
+        """Slots that neither run a hypothesis nor are spoken for by a waiting request."""
+        return self._slots - self._used - sum(request.width for request in self._waiting)
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return bool(self._running or self._waiting)
+
+    def submit(self, memory: Tensor, tau: float, beam: int = 1, deadline: float = math.inf) -> int:
+        """Takes an image's memory `(R, d)` to be captioned; returns the request's number.
+
+        `tau` in nats, `deadline` by the engine's clock in seconds. A request that finds no free slots waits for its
+        turn. Raises `ValueError` for a beam outside 1..5 or one wider than the engine, a memory that is none, or a τ
+        that is negative or no number.
+        """
+        if memory.ndim != 2 or memory.shape[1] != self._width or not len(memory):
+            raise ValueError(f"memory must be (R, {self._width}), not {tuple(memory.shape)}")
+        if not tau >= 0:
+            raise ValueError(f"tau must be 0 or more, not {tau}")
+        if not 1 <= beam <= min(LARGEST_BEAM, self._slots):
+            raise ValueError(f"beam must be from 1 to {min(LARGEST_BEAM, self._slots)}, not {beam}")
+        self._numbers += 1
+        search = Beam(beam) if beam > 1 else None
+        self._waiting.append(_Request(self._numbers, memory, tau, search, deadline))
+        return self._numbers
+
+    def cancel(self, number: int) -> None:
+        """Gives a request up; it is among the `finished` at once. Without effect on one that is over, or never was."""
+        for request in self._waiting:
+            if request.number == number:
+                self._waiting.remove(request)
+                self._finished.append(Finished(number, [], "cancelled"))
+                return
+        if number in self._running:
+            self._stop([self._running[number]], "cancelled")
+
+    def finished(self) -> list[Finished]:
+        """The requests that are over since the last call, in the order in which they were."""
+        over, self._finished = self._finished, []
+        return over
+
+    def step(self) -> None:
+        """One word more for every request that is running, after those past their deadline went and others joined."""
+        self._expire()
+        self._admit()
+        if not self._used:
+            return
+        self.steps += 1
+        decided = self._decide()
+        slots = slice(0, self._used)
+        at = (np.arange(self._used), self._lengths[slots])
+        self._words[at], self._exit_layers[at] = decided.words, decided.exit_layers
+        self._entropies[at], self._log_probabilities[at] = decided.entropies, decided.log_probabilities
+        self._tokens[slots] = decided.words
+        self._lengths[slots] += 1
+        ended = (decided.words == EOS) | (self._lengths[slots] == self._max_words)
+        over = [owner for slot in np.flatnonzero(ended) if (owner := self._owner[slot]) and owner.beam is None]
+        if decided.top_words.size:
+            searches = [request for request in self._running.values() if request.beam]
+            over += self._advance_beams(searches, decided)
+        if over:
+            self._stop(over, "ended")
+
+    # Requests --------------------------------------------------------------------------------------------------------
+
+    def _expire(self) -> None:
+        now = self._clock()
+        late = [request for request in self._waiting if request.deadline <= now]
+        for request in late:
+            self._waiting.remove(request)
+            self._finished.append(Finished(request.number, [], "deadline"))
+        running = [request for request in self._running.values() if request.deadline <= now]
+        if running:
+            self._stop(running, "deadline")
+
+    def _admit(self) -> None:
+        """Waiting requests in their order, as long as the next one's hypotheses find room."""
+        while self._waiting and self._used + self._waiting[0].width <= self._slots:
+            request = self._waiting.popleft()
+            # All hypotheses of a beam start alike, as one; the room for the others is kept.
+            request.slots = list(range(self._used, self._used + request.width))
+            for slot in request.slots:
+                self._owner[slot] = request
+            self._taus[request.slots], self._tokens[request.slots], self._lengths[request.slots] = request.tau, BOS, 0
+            self._live[request.slots] = [True, *[False] * (request.width - 1)]
+            self._used += request.width
+            self._running[request.number] = request
+            self._filled[:, request.slots] = 0
+            self._backend.admit(request.slots, request.memory)
+
+    def _stop(self, requests: Sequence[_Request], reason: str) -> None:
+        """Hands out what the requests have come to and frees their slots."""
+        for request in requests:
+            self._finished.append(Finished(request.number, self._steps_of(request), reason))
+            del self._running[request.number]
+            for slot in request.slots:
+                self._owner[slot] = None
+        # Slots in use stay a run from 0: those beyond the new end move into the holes.
+        used = sum(owner is not None for owner in self._owner)
+        holes = [slot for slot in range(used) if self._owner[slot] is None]
+        if holes:
+            moving = [slot for slot in range(used, self._used) if self._owner[slot] is not None]
+            self._move(np.array(moving), np.array(holes))
+        self._used = used
+
+    def _move(self, source: np.ndarray, to: np.ndarray) -> None:
+        self._backend.copy(to, source, regions=True)
+        self._filled[:, to] = self._filled[:, source]
+        for old, new in zip(source.tolist(), to.tolist(), strict=True):
+            owner = self._owner[old]
+            assert owner is not None
+            owner.slots[owner.slots.index(old)] = new
+            self._owner[new], self._owner[old] = owner, None
+        for kept in (self._live, self._taus, self._tokens, self._lengths):
+            kept[to] = kept[source]
+        for history in (self._words, self._exit_layers, self._entropies, self._log_probabilities):
+            history[to] = history[source]
+
+    def _steps_of(self, request: _Request) -> list[Step]:
+        if request.beam:
+            ranked = request.beam.ranked()
+            return ranked[0] if ranked else []
+        slot = request.slots[0]
+        kept = (self._words, self._exit_layers, self._entropies, self._log_probabilities)
+        columns = [history[slot, : self._lengths[slot]].tolist() for history in kept]
+        return [Step(*values) for values in zip(*columns, strict=True)]
+
+    # One step --------------------------------------------------------------------------------------------------------
+
+    def _decide(self) -> _Decisions:
+        """Runs the newest word of every live slot until each has left at its own exit."""
+        decided = self._nothing_decided()
+        slots = np.flatnonzero(self._live[: self._used])
+        spans = self._spans if self._taus[slots].any() else self._whole  # at τ = 0 no exit is tested
+        reached: Any = None
+        staying = np.arange(len(slots))
+        for span in spans:
+            reached = self._run(span, slots, reached, staying)
+            leaving = self._leaving(span, slots, reached)
+            left = np.count_nonzero(leaving)
+            if left:
+                self._take(span.last, slots, reached, leaving, decided)
+            if left == len(slots):
+                break
+            staying = np.flatnonzero(~leaving)
+            slots = slots[staying]
+        return decided
+
+    def _nothing_decided(self) -> _Decisions:
+        used = self._used
+        widest = max((request.width for request in self._running.values() if request.beam), default=0)
+        most = min(2 * widest, self._vocabulary_size)
+        words, exit_layers = np.zeros((2, used), dtype=np.int64)
+        entropies, log_probabilities = np.zeros((2, used))
+        top_words, top_log_probabilities = np.zeros((used, most), dtype=np.int64), np.zeros((used, most))
+        return _Decisions(words, exit_layers, entropies, log_probabilities, top_words, top_log_probabilities)
+
+    def _run(self, span: Span, slots: np.ndarray, before: Any, rows: np.ndarray) -> Any:
+        """A span for the newest word of `slots`, with its catch-up; they are `rows` of the pass `before`."""
+        newest = self._lengths[slots]
+        depth = span.last - span.first + 1
+        if span.first == 1:
+            self.executed_rows += depth * len(slots)
+            self._filled[: span.last, slots] = newest + 1
+            return self._backend.start(span, slots, newest, self._tokens[slots])
+        filled = self._filled[span.first - 1, slots]
+        missing = newest - filled
+        words = newest[:, None]
+        most = int(missing.max())
+        self.executed_rows += depth * (len(slots) if self._copied else int((missing + 1).sum()))
+        if most and self._copied:
+            owners = np.repeat(slots, missing)
+            within = np.arange(len(owners)) - np.repeat(missing.cumsum() - missing, missing)
+            self._backend.copy_up(span, owners, np.repeat(filled, missing) + within)
+        elif most:
+            # Slots that lack fewer words than others run their newest one more than once, to the same values.
+            words = np.minimum(filled[:, None] + np.arange(most + 1), words)
+        self._filled[span.first - 1 : span.last, slots] = newest + 1
+        return self._backend.go_on(span, slots, words, before, rows)
+
+    def _leaving(self, span: Span, slots: np.ndarray, reached: Reached) -> np.ndarray:
+        """Which rows leave after the span, as booleans; all of them after the last layer."""
+        if span.last == self._layers:
+            return np.ones(len(slots), dtype=bool)
+        taus = self._taus[slots]
+        leaving = reached.entropies < taus
+        if self._policy.margin is not None:
+            assert reached.guesses is not None  # `load_bundle` sees to it that there is a head
+            leaving &= reached.guesses <= taus + self._policy.margin
+        return leaving
+
+    def _take(self, m: int, slots: np.ndarray, reached: Reached, leaving: np.ndarray, decided: _Decisions) -> None:
+        """Notes what the rows that leave at layer m say."""
+        at = slots[leaving]
+        decided.exit_layers[at] = m
+        decided.entropies[at] = reached.entropies[leaving]
+        decided.words[at] = reached.words[leaving]
+        decided.log_probabilities[at] = reached.log_probabilities[leaving]
+        most = decided.top_words.shape[1]
+        if most:
+            words, log_probabilities = reached.top(np.flatnonzero(leaving), most)
+            decided.top_words[at], decided.top_log_probabilities[at] = words, log_probabilities
+
+    def _advance_beams(self, requests: Sequence[_Request], decided: _Decisions) -> list[_Request]:
+        """Moves beams one step on; returns those that are over."""
+        over: list[_Request] = []
+        sources, targets = [], []
+        for request in requests:
+            search = request.beam
+            assert search is not None
+            used = request.slots[: len(search.live)]
+            wanted = 2 * search.width
+            parents = search.advance(
+                [
+                    Candidates(
+                        decided.top_words[slot, :wanted].tolist(),
+                        decided.top_log_probabilities[slot, :wanted].tolist(),
+                        int(decided.exit_layers[slot]),
+                        float(decided.entropies[slot]),
+                    )
+                    for slot in used
+                ]
+            )
+            if not search.live or self._lengths[request.slots[0]] == self._max_words:
+                over.append(request)
+                continue
+            self._live[request.slots] = np.arange(search.width) < len(search.live)
+            for slot, parent, hypothesis in zip(request.slots, parents, search.live, strict=False):
+                self._tokens[slot] = hypothesis.steps[-1].token
+                if used[parent] != slot:
+                    targets.append(slot)
+                    sources.append(used[parent])
+        if targets:
+            to, source = np.array(targets), np.array(sources)
+            self._backend.copy(to, source, regions=False)
+            self._filled[:, to] = self._filled[:, source]
+        return over

@@ -1,0 +1,241 @@
+"""The engine's layers in ONNX Runtime, on a CPU: float32, or int8 weights with activations quantised per row."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import torch
+from torch import Tensor
+
+from model.deecap import DeeCap
+from model.engine.backend import Span
+from model.engine.onnx_graph import Arithmetic, copy_up_graph, decoder_graph, regions_graph, saturates
+
+FEW_ROWS = 4  # up to here the operator for few rows is the quicker one
+
+NOTHING = np.zeros(0, np.float32)  # what a last layer leaves to go on from
+
+
+class OnnxReached:
+    """See `model.engine.backend.Reached`; besides, what a deeper span goes on from. Good until the next pass."""
+
+    def __init__(self, found: dict[str, np.ndarray]) -> None:
+        self.state = found.get("new_state", NOTHING)  # (G, T, d)
+        self.shallow = found.get("new_shallow")  # (G, k)
+        self.guesses = found.get("guesses")
+        if "log_p" in found:  # at an exit
+            self.log_p = found["log_p"]  # (G, V)
+            self.entropies, self.words = found["entropies"], found["words"]
+            self.log_probabilities = found["best"]
+
+    def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+        log_p = torch.from_numpy(self.log_p[rows])
+        best, words = log_p.topk(count, dim=-1)
+        return words.numpy(), best.numpy()
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """A pass over the first so many slots, bound to its buffers once: only their contents change."""
+
+    session: onnxruntime.InferenceSession
+    binding: Any
+    inputs: dict[str, np.ndarray]
+    outputs: dict[str, np.ndarray]
+
+
+class OnnxBackend:
+    """See `model.engine.backend.Backend`. Graphs are built when first needed."""
+
+    def __init__(self, model: DeeCap, tested: Sequence[int], slots: int, int8: bool, threads: int) -> None:
+        """`threads` of one operator."""
+        config = model.config
+        self._model = model
+        self._int8, self._threads, self._slots = int8, threads, slots
+        # Without VNNI, sums of two products of bytes are kept in 16 bits: half as many levels always fit.
+        self._levels = 63 if int8 and saturates() else 127
+        gated = config.exits in ("deecap", "shallow") and bool(tested)
+        self._shallow_until = max(tested) if gated else 0
+        self._layers, self._heads, self._width = model.layers, config.heads, config.width
+        self._head_width, self._positions = config.width // config.heads, config.max_words + 1
+        self._words = np.zeros(
+            (self._layers, 2, slots, self._heads, self._positions, self._head_width), dtype=np.float32
+        )
+        self._states = np.zeros((slots, self._positions, self._width), dtype=np.float32)
+        self._sessions: dict[Any, onnxruntime.InferenceSession] = {}
+        self._plans: dict[tuple[int, int, bool, int], _Plan] = {}
+        # What a newest word does not see, in passes over one word of each slot: kept words from itself on. The last
+        # column is the word itself.
+        self._kept_mask = np.full((slots, 1, 1, self._positions + 1), -np.inf, dtype=np.float32)
+        self._kept_mask[..., -1] = 0.0
+        shape = (self._layers, 2, slots, self._heads, 0, self._head_width)
+        self._regions, self._regions_mask = np.zeros(shape, np.float32), np.zeros((slots, 1, 1, 0), np.float32)
+
+    def _reserve_regions(self, regions: int) -> None:
+        """Makes room for images of up to so many regions; what was kept stays."""
+        before = self._regions.shape[-2]
+        fresh = np.zeros((self._layers, 2, self._slots, self._heads, regions, self._head_width), dtype=np.float32)
+        fresh[..., :before, :] = self._regions
+        mask = np.full((self._slots, 1, 1, regions), -np.inf if before else 0.0, dtype=np.float32)
+        mask[..., :before] = self._regions_mask
+        self._regions, self._regions_mask = fresh, mask
+        self._plans.clear()
+
+    def admit(self, slots: list[int], memory: Tensor) -> None:
+        count = len(memory)
+        if count > self._regions.shape[-2]:
+            self._reserve_regions(count)
+        session = self._session("regions", self._arithmetic(count), lambda how: regions_graph(self._model, how))
+        (both,) = session.run(None, {"memory": memory.float().numpy()})
+        both = both.reshape(self._layers, 2, self._heads, count, self._head_width)
+        for slot in slots:
+            self._regions[:, :, slot, :, :count] = both
+            self._regions_mask[slot, ..., :count] = 0
+            self._regions_mask[slot, ..., count:] = -np.inf
+            self._kept_mask[slot, ..., :-1] = -np.inf
+
+    def copy(self, to: np.ndarray, source: np.ndarray, regions: bool) -> None:
+        self._words[:, :, to] = self._words[:, :, source]
+        self._states[to] = self._states[source]
+        self._kept_mask[to] = self._kept_mask[source]
+        if regions:
+            self._regions[:, :, to] = self._regions[:, :, source]
+            self._regions_mask[to] = self._regions_mask[source]
+
+    def copy_up(self, span: Span, slots: np.ndarray, words: np.ndarray) -> None:
+        how = self._arithmetic(len(slots))
+        session = self._session(("up", span), how, lambda how: copy_up_graph(self._model, span, how))
+        (both,) = session.run(None, {"state": self._states[slots, words]})
+        both = both.reshape(len(slots), -1, 2, self._heads, self._head_width)
+        # numpy puts the axis of the two index arrays first, which is where `both` has it.
+        self._words[span.first - 1 : span.last, :, slots, :, words] = both
+
+    def start(self, span: Span, slots: np.ndarray, positions: np.ndarray, tokens: np.ndarray) -> OnnxReached:
+        # From now on the word before is seen. A first word has none: -1 is the column of the word itself.
+        self._kept_mask[slots, 0, 0, positions - 1] = 0.0
+        return self._run(span, slots, positions[:, None], {"tokens": tokens, "positions": positions})
+
+    def go_on(
+        self, span: Span, slots: np.ndarray, words: np.ndarray, before: OnnxReached, rows: np.ndarray
+    ) -> OnnxReached:
+        state = self._states[slots[:, None], words] if words.shape[1] > 1 else before.state[rows, -1:]
+        entering = {"state": state}
+        if before.shallow is not None:
+            entering["shallow"] = before.shallow[rows]
+        return self._run(span, slots, words, entering)
+
+    def _run(self, span: Span, slots: np.ndarray, words: np.ndarray, entering: dict[str, np.ndarray]) -> OnnxReached:
+        groups, many = words.shape
+        if many == 1 and slots[-1] == groups - 1:
+            key = (span.first, span.last, span.tested, groups)
+            plan = self._plans.get(key) or self._plans.setdefault(key, self._bind(span, groups))
+            for name, array in plan.inputs.items():
+                array[:] = entering[name]
+            plan.session.run_with_iobinding(plan.binding)
+            found = plan.outputs
+        else:
+            found = self._run_anywhere(span, slots, words, entering)
+        both = found["keys_values"].reshape(-1, 2, groups, self._heads, many, self._head_width)
+        layers = slice(span.first - 1, span.last)
+        if groups == many == 1:  # spares the index arrays, which take longer than the copy
+            slot, word = int(slots[0]), int(words[0, 0])
+            self._words[layers, :, slot, :, word] = both[:, :, 0, :, 0]
+            if span.last < self._layers:
+                self._states[slot, word] = found["new_state"][0, 0]
+        else:
+            # (layers, 2, G, heads, T, .) to the order in which numpy gives what it indexes: (G, T, layers, 2, heads, .)
+            self._words[layers, :, slots[:, None], :, words] = both.transpose(2, 4, 0, 1, 3, 5)
+            if span.last < self._layers:
+                self._states[slots[:, None], words] = found["new_state"]
+        return OnnxReached(found)
+
+    def _run_anywhere(
+        self, span: Span, slots: np.ndarray, words: np.ndarray, entering: dict[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """A pass over slots that are no run from 0, or over several words of each."""
+        session = self._decoder(span, words.size)
+        feeds = {**entering, "words_mask": self._mask(words), "regions_mask": self._regions_mask[slots]}
+        for m in range(span.first, span.last + 1):
+            for index, kind in enumerate(("keys", "values")):
+                feeds[f"words_{kind}_{m}"] = self._words[m - 1, index, slots]
+                feeds[f"regions_{kind}_{m}"] = self._regions[m - 1, index, slots]
+        names = [item.name for item in session.get_outputs()]
+        wanted = [item.name for item in session.get_inputs()]
+        return dict(zip(names, session.run(names, {name: feeds[name] for name in wanted}), strict=True))
+
+    def _mask(self, words: np.ndarray) -> np.ndarray:
+        """`(G, 1, T, P + T)`: kept words before the first of the pass are seen, and those of the pass up to now.
+
+        Words that a slot runs again stand both in what is kept and in the pass; they are seen once, in the pass.
+        """
+        groups, many = words.shape
+        mask = np.zeros((groups, 1, many, self._positions + many), dtype=np.float32)
+        kept = np.arange(self._positions) >= words[:, :1]  # (G, P)
+        mask[:, 0, :, : self._positions] = np.where(kept, -np.inf, 0.0)[:, None]
+        later = words[:, None, :] > words[:, :, None]  # (G, T, T), True where the other is later
+        # Where the newest word stands more than once, only its last stand counts.
+        again = np.concatenate((words[:, :-1] == words[:, 1:], np.zeros((groups, 1), dtype=bool)), 1)
+        mask[:, 0, :, self._positions :] = np.where(later | again[:, None], -np.inf, 0.0)
+        return mask
+
+    def _bind(self, span: Span, groups: int) -> _Plan:
+        session = self._decoder(span, groups)
+        binding = session.io_binding()
+        inputs: dict[str, np.ndarray] = {}
+        for item in session.get_inputs():
+            name, _, number = item.name.rpartition("_")
+            if name.startswith(("words_", "regions_")):
+                kept = self._words if name.startswith("words_") else self._regions
+                array = kept[int(number) - 1, int(name.endswith("values")), :groups]
+            elif item.name == "regions_mask":
+                array = self._regions_mask[:groups]
+            elif item.name == "words_mask":
+                array = self._kept_mask[:groups]
+            else:
+                sizes = {"G": groups, "T": 1, "k": self._shallow_width}
+                shape = [sizes.get(size, size) for size in item.shape]
+                array = np.zeros(shape, dtype=np.int64 if item.type == "tensor(int64)" else np.float32)
+                inputs[item.name] = array
+            binding.bind_input(item.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        outputs: dict[str, np.ndarray] = {}
+        count = span.last - span.first + 1
+        shapes = {
+            "keys_values": (2 * count, groups, self._heads, 1, self._head_width),
+            "new_state": (groups, 1, self._width),
+            "new_shallow": (groups, self._shallow_width),
+            "log_p": (groups, self._model.config.vocabulary_size),
+        }
+        for item in session.get_outputs():
+            array = np.zeros(
+                shapes.get(item.name, (groups,)), dtype=np.int64 if item.type == "tensor(int64)" else np.float32
+            )
+            outputs[item.name] = array
+            binding.bind_output(item.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
+        return _Plan(session, binding, inputs, outputs)
+
+    @property
+    def _shallow_width(self) -> int:
+        return self._width * (2 if self._model.config.exits == "deecap" else 1)
+
+    def _arithmetic(self, rows: int) -> Arithmetic:
+        if not self._int8:
+            return Arithmetic("float32")
+        return Arithmetic("few" if rows <= FEW_ROWS else "many", self._levels)
+
+    def _decoder(self, span: Span, rows: int) -> onnxruntime.InferenceSession:
+        how = self._arithmetic(rows)
+        return self._session(span, how, lambda how: decoder_graph(self._model, span, how, self._shallow_until))
+
+    def _session(self, key: Any, how: Arithmetic, graph: Callable[[Arithmetic], bytes]) -> onnxruntime.InferenceSession:
+        if (key, how) not in self._sessions:
+            options = onnxruntime.SessionOptions()
+            options.intra_op_num_threads = self._threads
+            options.log_severity_level = 3
+            self._sessions[key, how] = onnxruntime.InferenceSession(
+                graph(how), options, providers=["CPUExecutionProvider"]
+            )
+        return self._sessions[key, how]

@@ -1,0 +1,290 @@
+"""A run of DeeCap's decoder layers as an ONNX graph: what the engine runs on a CPU, where eager PyTorch's cost per
+
+operation is several times that of the arithmetic. Built in memory from the network's weights when an engine starts.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import TensorProto, helper, numpy_helper
+from torch import Tensor, nn
+
+from model.deecap import LARGEST_LOGIT, DeeCap
+from model.engine.backend import Span
+from model.engine.folding import deep_slices, folded, shallow_share
+from model.layers import Attention
+from model.vocabulary import NEVER_EMITTED
+
+MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
+SMALLEST_BLOCK, LARGEST_BLOCK = 16, 128
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How the products are made: in float32, or with int8 weights by one of two operators.
+
+    For a `few` rows, where reading the weights is what takes the time, the one that quantises on the way; for more,
+    the one that multiplies fastest, with activations quantised before it to -`levels`..`levels`.
+    """
+
+    kind: str  # float32, few or many
+    levels: int = 127
+
+
+@dataclass
+class Graph:
+    """Nodes and constants so far; names are made up as they come."""
+
+    arithmetic: Arithmetic
+    nodes: list[onnx.NodeProto] = field(default_factory=list)
+    constants: list[onnx.TensorProto] = field(default_factory=list)
+    inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+    outputs: list[onnx.ValueInfoProto] = field(default_factory=list)
+
+    def add(self, kind: str, inputs: list[str], count: int = 1, domain: str = "", **attributes: Any) -> list[str]:
+        names = [f"{kind}{len(self.nodes)}_{index}" for index in range(count)]
+        self.nodes.append(helper.make_node(kind, inputs, names, domain=domain, **attributes))
+        return names
+
+    def op(self, kind: str, *inputs: str, domain: str = "", **attributes: Any) -> str:
+        return self.add(kind, list(inputs), 1, domain, **attributes)[0]
+
+    def constant(self, value: Any, dtype: Any = np.float32) -> str:
+        array = np.asarray(value.detach().numpy() if isinstance(value, Tensor) else value, dtype=dtype)
+        name = f"constant{len(self.constants)}"
+        self.constants.append(numpy_helper.from_array(array, name))
+        return name
+
+    def numbers(self, *values: int) -> str:
+        return self.constant(np.array(values), np.int64)
+
+    def input(self, name: str, shape: list[int | str], integers: bool = False) -> str:
+        kind = TensorProto.INT64 if integers else TensorProto.FLOAT
+        self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
+        return name
+
+    def output(self, name: str, value: str, integers: bool = False) -> None:
+        kind = TensorProto.INT64 if integers else TensorProto.FLOAT
+        self.nodes.append(helper.make_node("Identity", [value], [name]))
+        self.outputs.append(helper.make_tensor_value_info(name, kind, None))
+
+    def norm(self, x: str, norm: nn.LayerNorm | None, width: int) -> str:
+        scale = np.ones(width) if norm is None else norm.weight
+        shift = np.zeros(width) if norm is None else norm.bias
+        return self.op("LayerNormalization", x, self.constant(scale), self.constant(shift), axis=-1, epsilon=1e-5)
+
+    def linear(self, x: str, weight: Tensor, bias: Tensor) -> str:
+        """x times weight (out, in), plus bias.
+
+        An int8 weight has a scale per output, and an activation one per row, or per row and block of inputs: what a
+        row gives does not depend on its neighbours.
+        """
+        if self.arithmetic.kind == "float32":
+            return self.op("Add", self.op("MatMul", x, self.constant(weight.T)), self.constant(bias))
+        matrix = weight.detach().double().numpy()
+        scale = np.maximum(np.abs(matrix).max(1), 1e-12) / 127
+        codes = np.round(matrix / scale[:, None])
+        if self.arithmetic.kind == "many":
+            return self._many_rows(x, codes, scale, bias)
+        outputs, inputs = weight.shape
+        block = SMALLEST_BLOCK
+        while block < LARGEST_BLOCK and inputs % (2 * block) == 0:
+            block *= 2
+        blocks = -(-inputs // block)
+        padded = np.full((outputs, blocks * block), 128)
+        padded[:, :inputs] = codes + 128
+        packed = self.constant(padded.reshape(outputs, blocks, block), np.uint8)
+        scales = self.constant(np.repeat(scale, blocks))
+        sizes = {"K": inputs, "N": outputs, "bits": 8, "block_size": block, "accuracy_level": 4}
+        return self.op("MatMulNBits", x, packed, scales, "", "", self.constant(bias), domain=MICROSOFT, **sizes)
+
+    def _many_rows(self, x: str, codes: np.ndarray, scale: np.ndarray, bias: Tensor) -> str:
+        """A scale per row of x, so that its largest number becomes `levels`; then bytes times bytes."""
+        levels, zero = self.arithmetic.levels, self.constant(np.array(self.arithmetic.levels + 1), np.uint8)
+        peak = self.op("ReduceMax", self.op("Abs", x), self.numbers(-1), keepdims=1)
+        peak = self.op("Max", peak, self.constant(np.array(1e-12)))
+        scaled = self.op("Mul", x, self.op("Div", self.constant(np.array(levels)), peak))
+        rounded = self.op("QuantizeLinear", scaled, self.constant(np.array(1.0)), zero)
+        product = self.op("MatMulInteger", rounded, self.constant(codes.T, np.int8), zero)
+        by_output = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), self.constant(scale / levels))
+        return self.op("Add", self.op("Mul", by_output, peak), self.constant(bias))
+
+    def finish(self) -> bytes:
+        graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, self.constants)
+        opsets = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
+        content: bytes = helper.make_model(graph, opset_imports=opsets, ir_version=10).SerializeToString()
+        return content
+
+
+def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_until: int) -> bytes:
+    """Layers first..last over (G, T) words, then the exit if it is tested or the last.
+
+    Inputs: from layer 1, `tokens` and `positions` (G,); else `state` (G, T, d), and `shallow` (G, k) where an earlier
+    layer gave it; `words_mask` (G, 1, T, P + T) and `regions_mask` (G, 1, 1, R), added to attention scores; for each
+    layer m its kept keys and values `words_keys_m`, `words_values_m` (G, heads, P, .) and likewise `regions_*_m`.
+    Outputs: `keys_values` (layers, 2, G, heads, T, .) of these words; `state` (G, T, d); `shallow` while m is at most
+    `shallow_until`; at an exit `log_p` (G, V), `entropies`, `words`, `best` (G,), and `guesses` where there is a head.
+    """
+    graph, config = Graph(arithmetic), model.config
+    width, heads = config.width, config.heads
+    head_width = width // heads
+    if span.first == 1:
+        scale = width**0.5
+        tokens = graph.input("tokens", ["G"], True)
+        words = graph.op("Gather", graph.constant(model.word_embedding.weight * scale), tokens)
+        at = graph.input("positions", ["G"], True)
+        where = graph.op("Gather", graph.constant(model.position_embedding.weight * scale), at)
+        x = graph.op("Unsqueeze", graph.op("Add", words, where), graph.numbers(1))
+    else:
+        x = graph.input("state", ["G", "T", width])
+    words_mask = graph.input("words_mask", ["G", 1, "T", "PT"])
+    regions_mask = graph.input("regions_mask", ["G", 1, 1, "R"])
+    shallow = graph.input("shallow", ["G", "k"]) if 1 < span.first <= shallow_until else None
+    split_heads = graph.numbers(0, 0, 3 * heads, head_width)
+    one_of_heads, joined = graph.numbers(0, 0, heads, head_width), graph.numbers(0, 0, width)
+    kept: list[str] = []
+
+    def attend(query: str, keys: str, values: str, mask: str) -> str:
+        scores = graph.op("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=head_width**-0.5)
+        chances = graph.op("Softmax", graph.op("Add", scores, mask), axis=-1)
+        mixed = graph.op("Transpose", graph.op("MatMul", chances, values), perm=[0, 2, 1, 3])
+        return graph.op("Reshape", mixed, joined)
+
+    def linear(x: str, layer: nn.Linear) -> str:
+        return graph.linear(x, layer.weight, layer.bias)
+
+    def project(x: str, attention: Attention) -> list[str]:
+        """Queries, keys and values `(G, heads, T, .)` in one product."""
+        weight, bias = (
+            np.concatenate([getattr(part, name).detach().numpy() for part in (attention.query, attention.key_value)])
+            for name in ("weight", "bias")
+        )
+        product = graph.linear(x, Tensor(weight), Tensor(bias))
+        by_head = graph.op("Transpose", graph.op("Reshape", product, split_heads), perm=[0, 2, 1, 3])
+        return graph.add("Split", [by_head, graph.numbers(heads, heads, heads)], 3, axis=1)
+
+    newest = x
+    for m in range(span.first, span.last + 1):
+        layer = model.decoder_layers[m - 1]
+        words_keys, words_values, regions_keys, regions_values = (
+            graph.input(f"{seen}_{kind}_{m}", ["G", heads, length, head_width])
+            for seen, length in (("words", "P"), ("regions", "R"))
+            for kind in ("keys", "values")
+        )
+        query, keys, values = project(graph.norm(x, layer.words_norm, width), layer.words)
+        kept += [keys, values]
+        mixed = attend(
+            query,
+            graph.op("Concat", words_keys, keys, axis=2),
+            graph.op("Concat", words_values, values, axis=2),
+            words_mask,
+        )
+        x = graph.op("Add", x, linear(mixed, layer.words.output))
+        product = linear(graph.norm(x, layer.regions_norm, width), layer.regions.query)
+        query = graph.op("Transpose", graph.op("Reshape", product, one_of_heads), perm=[0, 2, 1, 3])
+        x = graph.op("Add", x, linear(attend(query, regions_keys, regions_values, regions_mask), layer.regions.output))
+        hidden = graph.op("Gelu", linear(graph.norm(x, layer.feed_forward_norm, width), layer.feed_forward.up))
+        x = graph.op("Add", x, linear(hidden, layer.feed_forward.down))
+        newest = graph.op("Gather", x, graph.constant(np.array(-1), np.int64), axis=1)  # (G, d)
+        if m <= shallow_until:
+            share = graph.linear(graph.norm(newest, None, width), *shallow_share(model, m))
+            shallow = share if shallow is None else graph.op("Add", shallow, share)
+    stacked = [graph.op("Unsqueeze", one, graph.numbers(0)) for one in kept]
+    both = graph.op("Concat", *stacked, axis=0)  # (layers * 2, G, heads, T, .)
+    graph.output("keys_values", both)
+    final = span.last == model.layers
+    if not final:
+        graph.output("new_state", x)
+        if shallow is not None:
+            graph.output("new_shallow", shallow)
+    if final or span.tested:
+        z = newest if final or shallow is None else _exit(graph, model, span.last, newest, shallow)
+        _decide(graph, model, z)
+        if not final and config.exit_head:
+            weight, bias = model.exit_head.weight[span.last - 1], model.exit_head.bias[span.last - 1]
+            product = graph.op("MatMul", graph.norm(newest, None, width), graph.constant(weight[:, None]))
+            guess = graph.op("Add", graph.op("Squeeze", product, graph.numbers(1)), graph.constant(bias[None]))
+            graph.output("guesses", guess)
+    return graph.finish()
+
+
+def _exit(graph: Graph, model: DeeCap, m: int, state: str, shallow: str) -> str:
+    """z_m (equations 4 to 8) of h_m (G, d) and the sum of shallow shares; folded as in `model.engine.network`."""
+    config, width, count = model.config, model.config.width, model.layers - m
+    if config.fusion == "average":
+        shallow = graph.op("Mul", shallow, graph.constant(np.array(1 / m)))
+    if config.exits == "shallow":
+        return shallow
+    imitation = model.imitation
+    inner = imitation.up.shape[-1]
+    up = imitation.up[m - 1 :].transpose(1, 2).reshape(-1, width)
+    hidden = graph.op("Gelu", graph.linear(state, up, imitation.up_bias[m - 1 :].reshape(-1)))
+    by_layer = graph.op("Reshape", hidden, graph.numbers(0, count, inner))
+    by_layer = graph.op("Transpose", by_layer, perm=[1, 0, 2])  # (layers, G, inner)
+    product = graph.op("MatMul", by_layer, graph.constant(imitation.down[m - 1 :]))
+    imitated = graph.norm(graph.op("Add", product, graph.constant(imitation.down_bias[m - 1 :])), None, width)
+    flat = graph.op("Reshape", graph.op("Transpose", imitated, perm=[1, 0, 2]), graph.numbers(0, count * width))
+    deep = graph.linear(flat, *deep_slices(model, m))
+    fused, from_shallow = graph.add("Split", [shallow, graph.numbers(width, width)], 2, axis=1)
+    gate = model.gate
+    from_deep = graph.linear(deep, gate.hidden.weight[:, width:], gate.hidden.bias)
+    hidden = graph.op("Gelu", graph.op("Add", from_deep, from_shallow))
+    product = graph.op("MatMul", hidden, graph.constant(gate.scalar.weight.T))
+    alpha = graph.op("Sigmoid", graph.op("Add", product, graph.constant(gate.scalar.bias)))
+    return graph.op("Add", deep, graph.op("Mul", alpha, graph.op("Sub", fused, deep)))
+
+
+def _decide(graph: Graph, model: DeeCap, z: str) -> None:
+    """What the vocabulary head says of z (G, d)."""
+    bias = model.head_bias.detach().clone()
+    bias[list(NEVER_EMITTED)] = -LARGEST_LOGIT
+    logits = graph.linear(graph.norm(z, model.head_norm, model.config.width), model.word_embedding.weight, bias)
+    log_p = graph.op("LogSoftmax", logits, axis=-1)
+    surprise = graph.op("Mul", graph.op("Exp", log_p), log_p)
+    graph.output("log_p", log_p)
+    graph.output("entropies", graph.op("Neg", graph.op("ReduceSum", surprise, graph.numbers(1), keepdims=0)))
+    graph.output("words", graph.op("ArgMax", log_p, axis=-1, keepdims=0), integers=True)
+    graph.output("best", graph.op("ReduceMax", log_p, graph.numbers(1), keepdims=0))
+
+
+def copy_up_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
+    """`state` (M, d), of words that left before the span -> `keys_values` (M, layers * 2 * heads, d / heads) there."""
+    graph, width, heads = Graph(arithmetic), model.config.width, model.config.heads
+    normalised = graph.norm(graph.input("state", ["M", width]), None, width)
+    layers = model.decoder_layers[span.first - 1 : span.last]
+    parts = [folded(one.words.key_value.weight, one.words.key_value.bias, one.words_norm) for one in layers]
+    weight, bias = (np.concatenate([part[index].detach().numpy() for part in parts]) for index in (0, 1))
+    product = graph.linear(normalised, Tensor(weight), Tensor(bias))
+    graph.output("keys_values", graph.op("Reshape", product, graph.numbers(0, 2 * len(layers) * heads, width // heads)))
+    return graph.finish()
+
+
+def regions_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
+    """`memory` (R, d) -> `keys_values` (layers * 2 * heads, R, d / heads): what attention to the regions reads."""
+    graph, config = Graph(arithmetic), model.config
+    layers = [layer.regions.key_value for layer in model.decoder_layers]
+    weight = Tensor(np.concatenate([one.weight.detach().numpy() for one in layers]))
+    bias = Tensor(np.concatenate([one.bias.detach().numpy() for one in layers]))
+    product = graph.linear(graph.input("memory", ["R", config.width]), weight, bias)
+    shape = graph.numbers(0, 2 * model.layers * config.heads, config.width // config.heads)
+    graph.output("keys_values", graph.op("Transpose", graph.op("Reshape", product, shape), perm=[1, 0, 2]))
+    return graph.finish()
+
+
+def saturates() -> bool:
+    """Whether products of bytes overflow on this processor: so without VNNI, where pairs are summed in 16 bits."""
+    graph = Graph(Arithmetic("many"))
+    shape = (64, 64)
+    zero = graph.constant(np.array(0), np.uint8)
+    product = graph.op("MatMulInteger", graph.input("x", [*shape]), graph.constant(np.full(shape, 127), np.int8), zero)
+    graph.inputs[0] = helper.make_tensor_value_info("x", TensorProto.UINT8, shape)
+    graph.nodes.append(helper.make_node("Identity", [product], ["y"]))
+    graph.outputs.append(helper.make_tensor_value_info("y", TensorProto.INT32, None))
+    session = onnxruntime.InferenceSession(graph.finish(), providers=["CPUExecutionProvider"])
+    (found,) = session.run(None, {"x": np.full(shape, 255, dtype=np.uint8)})
+    return bool((found != 64 * 255 * 127).any())
