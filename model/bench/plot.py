@@ -15,6 +15,7 @@ from model.bench.report import threads_of
 
 OURS, THEIRS, LIGHTER = "#1b6ca8", "#c2571a", "#e3a27c"
 PART_COLOURS = ("#dfe3e8", "#c3cad3", "#a3adb9", "#d9c36a", "#1b6ca8", "#c2571a", "#8fbfe3", "#eaae8a", "#4a4a4a")
+LEGEND = {"tests, deep": "tests and catch-up, deep"}
 
 
 def plot_bench(result: dict[str, Any], path: Path) -> None:
@@ -36,7 +37,7 @@ def _plot_decoder(axes: Axes, result: dict[str, Any]) -> None:
     axes.bar(range(len(rows)), means, color=OURS, width=0.6)
     for index, (row, mean) in enumerate(zip(rows, means, strict=True)):
         speed = row["speedup"]
-        words = f"{mean:.1f} ms\n{speed['clock']:.2f}x on the clock\n{speed['paper']:.2f}x in layers"
+        words = f"{mean:.1f} ms\nclock {speed['clock']:.2f}x\nlayers {speed['paper']:.2f}x"
         axes.text(index, mean, words, ha="center", va="bottom", fontsize=8, linespacing=1.3)
     axes.set_xticks(range(len(rows)), [row["name"].replace(", ", ",\n") for row in rows])
     axes.set_ylim(0, max(means) * 1.3)
@@ -82,7 +83,7 @@ def plot_breakdown(breakdown: dict[str, Any], path: Path) -> None:
     starts = [0.0] * len(rows)
     for part, colour in zip(PARTS, PART_COLOURS, strict=True):
         values = [max(0.0, row["ms"][part]) for row in rows]  # a difference of noisy figures can come out below 0
-        axes.barh(range(len(rows)), values, left=starts, color=colour, height=0.6, label=part)
+        axes.barh(range(len(rows)), values, left=starts, color=colour, height=0.6, label=LEGEND.get(part, part))
         starts = [start + value for start, value in zip(starts, values, strict=True)]
     for place, end in enumerate(starts):
         axes.text(end, place, f" {end:.1f} ms", va="center", fontsize=8)

@@ -35,6 +35,8 @@ class Extractor:
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
+        # Threads that wait for the next photo would keep the cores busy while the decoder needs them.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; what matters of the rest is checked here
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[provider])

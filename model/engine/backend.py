@@ -22,16 +22,8 @@ class Reached(Protocol):
     """What a pass came to, of its G rows. At an exit, the distribution over the next word there."""
 
     @property
-    def entropies(self) -> np.ndarray:
-        """(G,), nats."""
-
-    @property
-    def words(self) -> np.ndarray:
-        """(G,), the likeliest."""
-
-    @property
-    def log_probabilities(self) -> np.ndarray:
-        """(G,), of that word."""
+    def decided(self) -> np.ndarray:
+        """(G, 3): the likeliest word, the entropy in nats, and that word's log-probability."""
 
     @property
     def guesses(self) -> np.ndarray | None:

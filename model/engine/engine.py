@@ -53,12 +53,12 @@ class _Request:
 class _Decisions:
     """What a step decided, by slot."""
 
-    words: np.ndarray
-    exit_layers: np.ndarray
-    entropies: np.ndarray
-    log_probabilities: np.ndarray
+    steps: np.ndarray  # (slots, 4): word, entropy, its log-probability, exit layer
     top_words: np.ndarray  # (slots, most candidates) where there are beams
     top_log_probabilities: np.ndarray
+
+
+WORD, ENTROPY, LOG_PROBABILITY, EXIT_LAYER = range(4)  # columns of what is noted of a step
 
 
 class Engine:
@@ -91,6 +91,7 @@ class Engine:
         self._waiting: deque[_Request] = deque()
         self._running: dict[int, _Request] = {}  # by number
         self._finished: list[Finished] = []
+        self._soonest = math.inf  # deadline of those that wait or run, or an earlier one
         # By slot; slots in use are always 0, 1, ... `_used` - 1.
         # How many words of each slot have keys and values at each layer.
         self._filled = np.zeros((model.layers, slots), dtype=np.int64)
@@ -100,9 +101,8 @@ class Engine:
         self._taus = np.zeros(slots)
         self._tokens = np.zeros(slots, dtype=np.int64)  # the newest word, not yet run
         self._lengths = np.zeros(slots, dtype=np.int64)  # words decided so far
-        shape = (slots, config.max_words)
-        self._words, self._exit_layers = np.zeros(shape, dtype=np.int64), np.zeros(shape, dtype=np.int64)
-        self._entropies, self._log_probabilities = np.zeros(shape), np.zeros(shape)
+        self._history = np.zeros((slots, config.max_words, 4))  # of greedy captions; see the columns above
+        self._every_slot = np.arange(slots)
         self.executed_rows = 0  # (layer, word) pairs so far, as `DecoderState` counts them
         self.steps = 0
 
@@ -132,6 +132,7 @@ class Engine:
         if not 1 <= beam <= min(LARGEST_BEAM, self._slots):
             raise ValueError(f"beam must be from 1 to {min(LARGEST_BEAM, self._slots)}, not {beam}")
         self._numbers += 1
+        self._soonest = min(self._soonest, deadline)
         search = Beam(beam) if beam > 1 else None
         self._waiting.append(_Request(self._numbers, memory, tau, search, deadline))
         return self._numbers
@@ -159,14 +160,15 @@ class Engine:
             return
         self.steps += 1
         decided = self._decide()
-        slots = slice(0, self._used)
-        at = (np.arange(self._used), self._lengths[slots])
-        self._words[at], self._exit_layers[at] = decided.words, decided.exit_layers
-        self._entropies[at], self._log_probabilities[at] = decided.entropies, decided.log_probabilities
-        self._tokens[slots] = decided.words
-        self._lengths[slots] += 1
-        ended = (decided.words == EOS) | (self._lengths[slots] == self._max_words)
-        over = [owner for slot in np.flatnonzero(ended) if (owner := self._owner[slot]) and owner.beam is None]
+        used = self._used
+        words, lengths = decided.steps[:, WORD], self._lengths[:used]
+        self._history[self._every_slot[:used], lengths] = decided.steps
+        self._tokens[:used] = words
+        lengths += 1
+        ended = (words == EOS) | (lengths == self._max_words)
+        over: list[_Request] = []
+        if ended.any():
+            over = [owner for slot in np.flatnonzero(ended) if (owner := self._owner[slot]) and owner.beam is None]
         if decided.top_words.size:
             searches = [request for request in self._running.values() if request.beam]
             over += self._advance_beams(searches, decided)
@@ -176,7 +178,8 @@ class Engine:
     # Requests --------------------------------------------------------------------------------------------------------
 
     def _expire(self) -> None:
-        now = self._clock()
+        if self._soonest == math.inf or self._soonest > (now := self._clock()):
+            return
         late = [request for request in self._waiting if request.deadline <= now]
         for request in late:
             self._waiting.remove(request)
@@ -184,6 +187,8 @@ class Engine:
         running = [request for request in self._running.values() if request.deadline <= now]
         if running:
             self._stop(running, "deadline")
+        left = [*self._waiting, *self._running.values()]
+        self._soonest = min((request.deadline for request in left), default=math.inf)
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as the next one's hypotheses find room."""
@@ -225,17 +230,17 @@ class Engine:
             self._owner[new], self._owner[old] = owner, None
         for kept in (self._live, self._taus, self._tokens, self._lengths):
             kept[to] = kept[source]
-        for history in (self._words, self._exit_layers, self._entropies, self._log_probabilities):
-            history[to] = history[source]
+        self._history[to] = self._history[source]
 
     def _steps_of(self, request: _Request) -> list[Step]:
         if request.beam:
             ranked = request.beam.ranked()
             return ranked[0] if ranked else []
         slot = request.slots[0]
-        kept = (self._words, self._exit_layers, self._entropies, self._log_probabilities)
-        columns = [history[slot, : self._lengths[slot]].tolist() for history in kept]
-        return [Step(*values) for values in zip(*columns, strict=True)]
+        return [
+            Step(int(word), int(exit_layer), entropy, log_probability)
+            for word, entropy, log_probability, exit_layer in self._history[slot, : self._lengths[slot]].tolist()
+        ]
 
     # One step --------------------------------------------------------------------------------------------------------
 
@@ -262,10 +267,7 @@ class Engine:
         used = self._used
         widest = max((request.width for request in self._running.values() if request.beam), default=0)
         most = min(2 * widest, self._vocabulary_size)
-        words, exit_layers = np.zeros((2, used), dtype=np.int64)
-        entropies, log_probabilities = np.zeros((2, used))
-        top_words, top_log_probabilities = np.zeros((used, most), dtype=np.int64), np.zeros((used, most))
-        return _Decisions(words, exit_layers, entropies, log_probabilities, top_words, top_log_probabilities)
+        return _Decisions(np.zeros((used, 4)), np.zeros((used, most), dtype=np.int64), np.zeros((used, most)))
 
     def _run(self, span: Span, slots: np.ndarray, before: Any, rows: np.ndarray) -> Any:
         """A span for the newest word of `slots`, with its catch-up; they are `rows` of the pass `before`."""
@@ -295,7 +297,7 @@ class Engine:
         if span.last == self._layers:
             return np.ones(len(slots), dtype=bool)
         taus = self._taus[slots]
-        leaving = reached.entropies < taus
+        leaving: np.ndarray = reached.decided[:, ENTROPY] < taus
         if self._policy.margin is not None:
             assert reached.guesses is not None  # `load_bundle` sees to it that there is a head
             leaving &= reached.guesses <= taus + self._policy.margin
@@ -304,10 +306,8 @@ class Engine:
     def _take(self, m: int, slots: np.ndarray, reached: Reached, leaving: np.ndarray, decided: _Decisions) -> None:
         """Notes what the rows that leave at layer m say."""
         at = slots[leaving]
-        decided.exit_layers[at] = m
-        decided.entropies[at] = reached.entropies[leaving]
-        decided.words[at] = reached.words[leaving]
-        decided.log_probabilities[at] = reached.log_probabilities[leaving]
+        decided.steps[at, :EXIT_LAYER] = reached.decided[leaving]
+        decided.steps[at, EXIT_LAYER] = m
         most = decided.top_words.shape[1]
         if most:
             words, log_probabilities = reached.top(np.flatnonzero(leaving), most)
@@ -327,8 +327,8 @@ class Engine:
                     Candidates(
                         decided.top_words[slot, :wanted].tolist(),
                         decided.top_log_probabilities[slot, :wanted].tolist(),
-                        int(decided.exit_layers[slot]),
-                        float(decided.entropies[slot]),
+                        int(decided.steps[slot, EXIT_LAYER]),
+                        float(decided.steps[slot, ENTROPY]),
                     )
                     for slot in used
                 ]

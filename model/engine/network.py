@@ -30,7 +30,7 @@ class Decision:
     log_probabilities: Tensor  # (M, V), float32 or wider
     entropies: Tensor  # (M,), nats
     words: Tensor  # (M,), the likeliest
-    word_log_probabilities: Tensor  # (M,)
+    best: Tensor  # (M,), that word's log-probability
 
 
 class Layer:

@@ -28,9 +28,7 @@ class OnnxReached:
         self.shallow = found.get("new_shallow")  # (G, k)
         self.guesses = found.get("guesses")
         if "log_p" in found:  # at an exit
-            self.log_p = found["log_p"]  # (G, V)
-            self.entropies, self.words = found["entropies"], found["words"]
-            self.log_probabilities = found["best"]
+            self.log_p, self.decided = found["log_p"], found["decided"]  # (G, V) and (G, 3)
 
     def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
         log_p = torch.from_numpy(self.log_p[rows])
@@ -51,11 +49,10 @@ class _Plan:
 class OnnxBackend:
     """See `model.engine.backend.Backend`. Graphs are built when first needed."""
 
-    def __init__(self, model: DeeCap, tested: Sequence[int], slots: int, int8: bool, threads: int) -> None:
-        """`threads` of one operator."""
+    def __init__(self, model: DeeCap, tested: Sequence[int], slots: int, int8: bool) -> None:
         config = model.config
         self._model = model
-        self._int8, self._threads, self._slots = int8, threads, slots
+        self._int8, self._slots = int8, slots
         # Without VNNI, sums of two products of bytes are kept in 16 bits: half as many levels always fit.
         self._levels = 63 if int8 and saturates() else 127
         gated = config.exits in ("deecap", "shallow") and bool(tested)
@@ -208,11 +205,10 @@ class OnnxBackend:
             "new_state": (groups, 1, self._width),
             "new_shallow": (groups, self._shallow_width),
             "log_p": (groups, self._model.config.vocabulary_size),
+            "decided": (groups, 3),
         }
         for item in session.get_outputs():
-            array = np.zeros(
-                shapes.get(item.name, (groups,)), dtype=np.int64 if item.type == "tensor(int64)" else np.float32
-            )
+            array = np.zeros(shapes.get(item.name, (groups,)), dtype=np.float32)
             outputs[item.name] = array
             binding.bind_output(item.name, "cpu", 0, array.dtype.type, array.shape, array.ctypes.data)
         return _Plan(session, binding, inputs, outputs)
@@ -233,7 +229,9 @@ class OnnxBackend:
     def _session(self, key: Any, how: Arithmetic, graph: Callable[[Arithmetic], bytes]) -> onnxruntime.InferenceSession:
         if (key, how) not in self._sessions:
             options = onnxruntime.SessionOptions()
-            options.intra_op_num_threads = self._threads
+            # A word's products are too small to share: a second thread made a step slower at every batch size, the more
+            # so as the waiting threads of several sessions keep cores busy.
+            options.intra_op_num_threads = 1
             options.log_severity_level = 3
             self._sessions[key, how] = onnxruntime.InferenceSession(
                 graph(how), options, providers=["CPUExecutionProvider"]

@@ -68,10 +68,9 @@ class Graph:
         self.inputs.append(helper.make_tensor_value_info(name, kind, shape))
         return name
 
-    def output(self, name: str, value: str, integers: bool = False) -> None:
-        kind = TensorProto.INT64 if integers else TensorProto.FLOAT
+    def output(self, name: str, value: str) -> None:
         self.nodes.append(helper.make_node("Identity", [value], [name]))
-        self.outputs.append(helper.make_tensor_value_info(name, kind, None))
+        self.outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, None))
 
     def norm(self, x: str, norm: nn.LayerNorm | None, width: int) -> str:
         scale = np.ones(width) if norm is None else norm.weight
@@ -128,7 +127,7 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
     layer gave it; `words_mask` (G, 1, T, P + T) and `regions_mask` (G, 1, 1, R), added to attention scores; for each
     layer m its kept keys and values `words_keys_m`, `words_values_m` (G, heads, P, .) and likewise `regions_*_m`.
     Outputs: `keys_values` (layers, 2, G, heads, T, .) of these words; `state` (G, T, d); `shallow` while m is at most
-    `shallow_until`; at an exit `log_p` (G, V), `entropies`, `words`, `best` (G,), and `guesses` where there is a head.
+    `shallow_until`; at an exit `log_p` (G, V), `decided` (G, 3) and, where there is a head, `guesses` (G,).
     """
     graph, config = Graph(arithmetic), model.config
     width, heads = config.width, config.heads
@@ -224,11 +223,11 @@ def _exit(graph: Graph, model: DeeCap, m: int, state: str, shallow: str) -> str:
     inner = imitation.up.shape[-1]
     up = imitation.up[m - 1 :].transpose(1, 2).reshape(-1, width)
     hidden = graph.op("Gelu", graph.linear(state, up, imitation.up_bias[m - 1 :].reshape(-1)))
-    by_layer = graph.op("Reshape", hidden, graph.numbers(0, count, inner))
-    by_layer = graph.op("Transpose", by_layer, perm=[1, 0, 2])  # (layers, G, inner)
-    product = graph.op("MatMul", by_layer, graph.constant(imitation.down[m - 1 :]))
-    imitated = graph.norm(graph.op("Add", product, graph.constant(imitation.down_bias[m - 1 :])), None, width)
-    flat = graph.op("Reshape", graph.op("Transpose", imitated, perm=[1, 0, 2]), graph.numbers(0, count * width))
+    parts = graph.add("Split", [hidden, graph.numbers(*[inner] * count)], count, axis=1)
+    down, shift = imitation.down[m - 1 :], imitation.down_bias[m - 1 :, 0]
+    imitated = [graph.linear(part, down[index].T, shift[index]) for index, part in enumerate(parts)]
+    by_layer = graph.op("Reshape", graph.op("Concat", *imitated, axis=1), graph.numbers(0, count, width))
+    flat = graph.op("Reshape", graph.norm(by_layer, None, width), graph.numbers(0, count * width))
     deep = graph.linear(flat, *deep_slices(model, m))
     fused, from_shallow = graph.add("Split", [shallow, graph.numbers(width, width)], 2, axis=1)
     gate = model.gate
@@ -247,9 +246,10 @@ def _decide(graph: Graph, model: DeeCap, z: str) -> None:
     log_p = graph.op("LogSoftmax", logits, axis=-1)
     surprise = graph.op("Mul", graph.op("Exp", log_p), log_p)
     graph.output("log_p", log_p)
-    graph.output("entropies", graph.op("Neg", graph.op("ReduceSum", surprise, graph.numbers(1), keepdims=0)))
-    graph.output("words", graph.op("ArgMax", log_p, axis=-1, keepdims=0), integers=True)
-    graph.output("best", graph.op("ReduceMax", log_p, graph.numbers(1), keepdims=0))
+    entropy = graph.op("Neg", graph.op("ReduceSum", surprise, graph.numbers(1), keepdims=1))
+    word = graph.op("Cast", graph.op("ArgMax", log_p, axis=-1, keepdims=1), to=TensorProto.FLOAT)  # exact to 2^24
+    best = graph.op("ReduceMax", log_p, graph.numbers(1), keepdims=1)
+    graph.output("decided", graph.op("Concat", word, entropy, best, axis=1))
 
 
 def copy_up_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:

@@ -19,20 +19,19 @@ class Precision:
 
     name: str
     device: str
-    threads: int = 0  # of one operator on a CPU; 0: as many as PyTorch has
 
     def backend(self, model: DeeCap, tested: Sequence[int], slots: int) -> Backend:
         """ONNX Runtime on a CPU, where it takes a quarter of eager PyTorch's time; PyTorch for all else."""
         if self.device == "cpu" and self.name in ("int8", "float32"):
             from model.engine.onnx_backend import OnnxBackend  # here: a GPU machine has no need of it
 
-            return OnnxBackend(model, tested, slots, self.name == "int8", self.threads or torch.get_num_threads())
+            return OnnxBackend(model, tested, slots, self.name == "int8")
         from model.engine.torch_backend import TorchBackend
 
         return TorchBackend(model, tested, slots, getattr(torch, self.name), self.device)
 
 
-def choose_precision(device: str, name: str | None = None, threads: int = 0) -> Precision:
+def choose_precision(device: str, name: str | None = None) -> Precision:
     """The precision of a name, by default the device's fastest: int8 on a CPU, bfloat16 on a GPU.
 
     Raises `ValueError` for another name, or int8 on a GPU.
@@ -43,4 +42,4 @@ def choose_precision(device: str, name: str | None = None, threads: int = 0) -> 
         raise ValueError(f"precision must be one of {', '.join(PRECISIONS)}, not {chosen!r}")
     if chosen == "int8" and not on_cpu:
         raise ValueError("int8 weights run on a CPU only")
-    return Precision(chosen, "cpu" if on_cpu else device, threads)
+    return Precision(chosen, "cpu" if on_cpu else device)

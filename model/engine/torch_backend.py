@@ -26,28 +26,21 @@ class TorchReached:
     guess: Tensor | None
 
     @property
-    def entropies(self) -> np.ndarray:
-        return self._decided.entropies.cpu().numpy()
-
-    @property
-    def words(self) -> np.ndarray:
-        return self._decided.words.cpu().numpy()
-
-    @property
-    def log_probabilities(self) -> np.ndarray:
-        return self._decided.word_log_probabilities.cpu().numpy()
+    def decided(self) -> np.ndarray:
+        found = self._decision
+        return torch.stack((found.words.to(found.entropies), found.entropies, found.best), 1).cpu().numpy()
 
     @property
     def guesses(self) -> np.ndarray | None:
         return None if self.guess is None else self.guess.cpu().numpy()
 
     def top(self, rows: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
-        log_p = self._decided.log_probabilities
+        log_p = self._decision.log_probabilities
         best, words = log_p[torch.from_numpy(rows).to(log_p.device)].topk(count, dim=-1)
         return words.cpu().numpy(), best.cpu().numpy()
 
     @property
-    def _decided(self) -> Decision:
+    def _decision(self) -> Decision:
         assert self.decision is not None
         return self.decision
 

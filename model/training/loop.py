@@ -114,8 +114,11 @@ class Trainer:
         if state["vocabulary"] != list(self.vocabulary.words):
             raise ValueError("the saved model has another vocabulary than this data gives: choose another work folder")
         try:
-            # Another run's may lack this one's exits, or have others.
-            self.model.load_state_dict(state["model"], strict=not other_run)
+            saved = state["model"]
+            if other_run:  # it may lack this one's exits, or have others, of another width
+                own = self.model.state_dict()
+                saved = {name: value for name, value in saved.items() if name in own and value.shape == own[name].shape}
+            self.model.load_state_dict(saved, strict=not other_run)
             if self.trunk is not None:
                 self.trunk.load_state_dict(state["trunk"])
         except RuntimeError as error:

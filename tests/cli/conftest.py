@@ -51,7 +51,7 @@ class FakeCaptioner:
 def captioner(monkeypatch: pytest.MonkeyPatch) -> FakeCaptioner:
     """The captioner that every command of this test gets, whatever bundle it asks for."""
     fake = FakeCaptioner()
-    monkeypatch.setattr(Captioner, "load", classmethod(lambda cls, bundle, device="auto": fake))
+    monkeypatch.setattr(Captioner, "load", classmethod(lambda cls, *_, **__: fake))
     return fake
 
 

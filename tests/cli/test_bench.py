@@ -104,7 +104,7 @@ def test_figures_and_pictures_go_to_a_folder(command, asked, tmp_path, breakdown
         (["--photos", "missing"], "no such folder: missing"),
         (["--photos", "."], "no photo in"),
         (["--count", "0"], "--count"),
-        (["--device", "tpu"], "device"),
+        (["--device", "tpu"], "DEECAP_DEVICE"),
         (["--out", "file"], "--out"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The engine decides exactly as the plain decoder does, whatever shares its steps, joins them or leaves them."""
+"""The engine decides exactly as the plain decoder does, whatever shares its steps, joins them or leaves them.
+
+Exactly means float64, in PyTorch; ONNX Runtime's float32 graphs, and the int8 ones, are then held to that.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from model.deecap import DeeCap
 from model.engine.engine import Engine
 from model.engine.precision import choose_precision
 from model.exits import ExitPolicy
+from model.vocabulary import EOS
 
 MakeModel = Callable[..., DeeCap]
 KINDS = [
@@ -145,3 +149,172 @@ def test_onnx_runtime_decides_as_pytorch_does(
             for name in ("entropy", "log_probability"):
                 values = [getattr(step, name) for step in wanted]
                 assert [getattr(step, name) for step in steps] == pytest.approx(values, abs=1e-4)
+
+
+# Requests that end otherwise -------------------------------------------------------------------------------------
+
+
+class Clock:
+    """A clock that stands still until it is set."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def memories(model: DeeCap, count: int, regions: int = 4) -> list[Tensor]:
+    torch.manual_seed(0)
+    return [torch.randn(regions, model.config.width, dtype=torch.float64) for _ in range(count)]
+
+
+def endless(make_model: MakeModel) -> DeeCap:
+    """A network that never says EOS, so that captions have their full length."""
+    model = make_model(seed=1)
+    with torch.no_grad():
+        model.head_bias[EOS] = -100.0
+    return model
+
+
+def test_a_cancelled_request_hands_out_what_there_was_and_leaves_the_others_alone(make_model: MakeModel) -> None:
+    model, policy = endless(make_model), ExitPolicy((1, 2))
+    images = memories(model, 4)
+    engine = Engine(model, policy, FLOAT64, slots=3)
+    numbers = [engine.submit(memory, 2.0) for memory in images]  # the fourth waits
+    engine.step()
+    engine.step()
+    engine.cancel(numbers[0])
+    engine.cancel(numbers[0])  # over already
+    engine.cancel(999)  # never was
+    (gone,) = engine.finished()
+    assert (gone.number, gone.reason) == (numbers[0], "cancelled")
+    whole = [greedy_search(model, memory[None], [2.0], policy).captions[0] for memory in images]
+    same(gone.steps, whole[0][:2])
+    while engine.busy:
+        engine.step()
+    over = {one.number: one for one in engine.finished()}
+    assert set(over) == set(numbers[1:])
+    for number, steps in zip(numbers[1:], whole[1:], strict=True):
+        assert over[number].reason == "ended"
+        same(over[number].steps, steps)
+
+
+def test_a_waiting_request_can_be_cancelled(make_model: MakeModel) -> None:
+    model = make_model()
+    engine = Engine(model, ExitPolicy((1,)), FLOAT64, slots=1)
+    first, second = (engine.submit(memory, 1.0) for memory in memories(model, 2))
+    engine.step()
+    engine.cancel(second)
+    assert [(one.number, one.steps, one.reason) for one in engine.finished() if one.number == second] == [
+        (second, [], "cancelled")
+    ]
+    while engine.busy:
+        engine.step()
+    assert [one.number for one in engine.finished()] in ([first], [])
+
+
+def test_a_deadline_ends_a_request_between_steps_whether_it_runs_or_waits(make_model: MakeModel) -> None:
+    model, clock = endless(make_model), Clock()
+    engine = Engine(model, ExitPolicy((1,)), FLOAT64, slots=2, clock=clock)
+    images = memories(model, 4)
+    late = engine.submit(images[0], 1.0, deadline=5.0)
+    patient = engine.submit(images[1], 1.0)
+    waiting = engine.submit(images[2], 1.0, deadline=6.0)
+    engine.step()
+    assert engine.finished() == []
+    clock.now = 5.0
+    engine.step()  # the first one goes, and the waiting one takes its place
+    (over,) = engine.finished()
+    assert (over.number, over.reason, len(over.steps)) == (late, "deadline", 1)
+    clock.now = 7.0
+    queued = engine.submit(images[3], 1.0, deadline=7.0)  # too late before it began
+    engine.step()
+    assert {(one.number, one.reason, len(one.steps)) for one in engine.finished()} == {
+        (waiting, "deadline", 1),
+        (queued, "deadline", 0),
+    }
+    while engine.busy:
+        engine.step()
+    (last,) = engine.finished()
+    assert (last.number, last.reason, len(last.steps)) == (patient, "ended", model.config.max_words)
+
+
+def test_free_slots_count_hypotheses_and_what_waits(make_model: MakeModel) -> None:
+    model = make_model()
+    engine = Engine(model, ExitPolicy((1,)), FLOAT64, slots=5)
+    images = memories(model, 2)
+    assert (engine.free, engine.busy) == (5, False)
+    engine.submit(images[0], 1.0, beam=3)
+    assert (engine.free, engine.busy) == (2, True)
+    engine.step()
+    engine.submit(images[1], 1.0)
+    assert engine.free == 1
+
+
+@pytest.mark.parametrize(
+    ("memory", "tau", "beam", "said"),
+    [
+        (torch.zeros(3, 16), -0.1, 1, "tau"),
+        (torch.zeros(3, 16), math.nan, 1, "tau"),
+        (torch.zeros(3, 16), 1.0, 0, "beam"),
+        (torch.zeros(3, 16), 1.0, 4, "beam"),
+        (torch.zeros(0, 16), 1.0, 1, "memory"),
+        (torch.zeros(3, 15), 1.0, 1, "memory"),
+        (torch.zeros(1, 3, 16), 1.0, 1, "memory"),
+    ],
+)
+def test_a_request_that_cannot_be_is_refused(
+    make_model: MakeModel, memory: Tensor, tau: float, beam: int, said: str
+) -> None:
+    engine = Engine(make_model(), ExitPolicy((1,)), FLOAT64, slots=3)
+    with pytest.raises(ValueError, match=said):
+        engine.submit(memory, tau, beam)
+    assert not engine.busy
+
+
+def test_an_engine_that_cannot_be_is_refused(make_model: MakeModel) -> None:
+    with pytest.raises(ValueError, match="slots"):
+        Engine(make_model(), ExitPolicy((1,)), FLOAT64, slots=0)
+    with pytest.raises(ValueError, match="sequential"):
+        Engine(make_model("deecap", "sequential"), ExitPolicy((1,)), FLOAT64)
+    with pytest.raises(ValueError, match="precision"):
+        choose_precision("cpu", "float8")
+    with pytest.raises(ValueError, match="int8"):
+        choose_precision("cuda", "int8")
+
+
+def test_images_with_more_regions_find_room_later(make_model: MakeModel) -> None:
+    """The room for regions grows with the images, and those under way keep theirs."""
+    model, policy = endless(make_model), ExitPolicy((1,), skipped="copied")
+    small, large = memories(model, 1, regions=2)[0], memories(model, 1, regions=9)[0]
+    for precision in (FLOAT64, choose_precision("cpu", "float32")):
+        requests = [Asked(small, 2.0, 1, 0), Asked(large, 2.0, 1, 2), Asked(small, 2.0, 1, 3)]
+        for found, asked in zip(run(Engine(model, policy, precision, slots=3), requests), requests, strict=True):
+            wanted = expected(model, policy, asked)
+            assert [(step.token, step.exit_layer) for step in found] == [
+                (step.token, step.exit_layer) for step in wanted
+            ]
+
+
+@pytest.mark.parametrize("groups", [1, 2, 8])
+def test_int8_is_near_float32_and_a_row_does_not_depend_on_its_neighbours(make_model: MakeModel, groups: int) -> None:
+    """One step at full depth: log-probabilities of the word chosen, alone and beside `groups` - 1 others."""
+    model = make_model(seed=3, width=32, heads=4, feed_forward=64)
+    first = torch.randn(5, 32, generator=torch.Generator().manual_seed(1))
+
+    def first_step(precision: str, others: Sequence[Tensor]) -> Step:
+        engine = Engine(model, ExitPolicy(()), choose_precision("cpu", precision), slots=1 + len(others))
+        number = engine.submit(first, 0.0)
+        for other in others:
+            engine.submit(other, 0.0)
+        engine.step()
+        engine.cancel(number)
+        return engine.finished()[0].steps[0]
+
+    quiet = first_step("int8", [torch.randn(5, 32)] * (groups - 1))
+    loud = first_step("int8", [torch.randn(5, 32) * 1000] * (groups - 1))
+    exact = first_step("float32", [])
+    assert loud == quiet
+    assert abs(quiet.log_probability - exact.log_probability) < 0.3
+    assert abs(quiet.entropy - exact.entropy) < 0.3
