@@ -129,16 +129,18 @@ class Captioner:
         self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1
     ) -> tuple[list[Caption], int]:
         """As `describe_batch`, and the (layer, word) pairs that were computed, catch-up included."""
-        features, boxes, mask = (part.to(self.device) for part in stack_regions(batch))
-        memory = self._model.encode(features, boxes, mask)
+        features, boxes, mask = stack_regions(batch)
         taus = [speed.tau for speed in speeds]
         if self._engine is None:
             policy = self.bundle.policy
+            features, boxes, mask = (part.to(self.device) for part in (features, boxes, mask))
+            memory = self._model.encode(features, boxes, mask)
             if beam == 1:
                 decoded = greedy_search(self._model, memory, taus, policy, mask)
             else:
                 decoded = beam_search(self._model, memory, taus, policy, beam, mask)
         else:
+            memory = self._engine.encode(features, boxes, mask)
             decoded = _decode(self._engine, [row[kept] for row, kept in zip(memory, mask, strict=True)], taus, beam)
         captions = [
             Caption(tuple(self._word(step) for step in steps), speed, self.layers)

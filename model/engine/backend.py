@@ -39,6 +39,9 @@ class Backend(Protocol):
     The engine says which words run; a pass is G slots with T words each, the last of them the newest.
     """
 
+    def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+        """Regions `(B, R, F)` with boxes `(B, R, 4)`, `mask (B, R)` True where a region is -> memory `(B, R, d)`."""
+
     def admit(self, slots: list[int], memory: Tensor) -> None:
         """An image, memory `(R, d)`, for each of its captions' slots."""
 

@@ -118,6 +118,10 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._running or self._waiting)
 
+    def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+        """Regions `(B, R, F)` with boxes `(B, R, 4)`, `mask (B, R)` True where a region is -> memory `(B, R, d)`."""
+        return self._backend.encode(features, boxes, mask)
+
     def submit(self, memory: Tensor, tau: float, beam: int = 1, deadline: float = math.inf) -> int:
         """Takes an image's memory `(R, d)` to be captioned; returns the request's number.
 

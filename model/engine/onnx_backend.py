@@ -13,7 +13,14 @@ from torch import Tensor
 
 from model.deecap import DeeCap
 from model.engine.backend import Span
-from model.engine.onnx_graph import Arithmetic, copy_up_graph, decoder_graph, regions_graph, saturates
+from model.engine.onnx_graph import (
+    Arithmetic,
+    copy_up_graph,
+    decoder_graph,
+    encoder_graph,
+    regions_graph,
+    saturates,
+)
 
 FEW_ROWS = 4  # up to here the operator for few rows is the quicker one
 
@@ -81,6 +88,17 @@ class OnnxBackend:
         mask[..., :before] = self._regions_mask
         self._regions, self._regions_mask = fresh, mask
         self._plans.clear()
+
+    def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+        area = (boxes[..., 2:3] - boxes[..., 0:1]) * (boxes[..., 3:4] - boxes[..., 1:2])
+        hidden = np.where(mask.numpy(), 0.0, -np.inf).astype(np.float32)[:, None, None]
+        feeds = {"features": features.float().numpy(), "boxes": torch.cat((boxes, area), -1).float().numpy()}
+        # In float32 whatever the decoder has: int8 here moved more captions than all of the decoder's did. And an
+        # image's regions are enough work for all cores.
+        how, cores = Arithmetic("float32"), torch.get_num_threads()
+        session = self._session("encoder", how, lambda how: encoder_graph(self._model, how), cores)
+        (memory,) = session.run(None, {**feeds, "mask": hidden})
+        return torch.from_numpy(memory)
 
     def admit(self, slots: list[int], memory: Tensor) -> None:
         count = len(memory)
@@ -226,12 +244,15 @@ class OnnxBackend:
         how = self._arithmetic(rows)
         return self._session(span, how, lambda how: decoder_graph(self._model, span, how, self._shallow_until))
 
-    def _session(self, key: Any, how: Arithmetic, graph: Callable[[Arithmetic], bytes]) -> onnxruntime.InferenceSession:
+    def _session(
+        self, key: Any, how: Arithmetic, graph: Callable[[Arithmetic], bytes], threads: int = 1
+    ) -> onnxruntime.InferenceSession:
         if (key, how) not in self._sessions:
             options = onnxruntime.SessionOptions()
             # A word's products are too small to share: a second thread made a step slower at every batch size, the more
             # so as the waiting threads of several sessions keep cores busy.
-            options.intra_op_num_threads = 1
+            options.intra_op_num_threads = threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.log_severity_level = 3
             self._sessions[key, how] = onnxruntime.InferenceSession(
                 graph(how), options, providers=["CPUExecutionProvider"]

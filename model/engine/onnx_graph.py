@@ -6,18 +6,19 @@ operation is several times that of the arithmetic. Built in memory from the netw
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
 import onnxruntime
+import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
 from model.deecap import LARGEST_LOGIT, DeeCap
 from model.engine.backend import Span
 from model.engine.folding import deep_slices, folded, shallow_share
-from model.layers import Attention
+from model.layers import EncoderLayer, FeedForward
 from model.vocabulary import NEVER_EMITTED
 
 MICROSOFT = "com.microsoft"  # ONNX Runtime's own operators
@@ -41,6 +42,7 @@ class Graph:
     """Nodes and constants so far; names are made up as they come."""
 
     arithmetic: Arithmetic
+    head_width: int
     nodes: list[onnx.NodeProto] = field(default_factory=list)
     constants: list[onnx.TensorProto] = field(default_factory=list)
     inputs: list[onnx.ValueInfoProto] = field(default_factory=list)
@@ -113,6 +115,30 @@ class Graph:
         by_output = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), self.constant(scale / levels))
         return self.op("Add", self.op("Mul", by_output, peak), self.constant(bias))
 
+    def layer(self, x: str, layer: nn.Linear) -> str:
+        return self.linear(x, layer.weight, layer.bias)
+
+    def feed_forward(self, x: str, layer: FeedForward) -> str:
+        return self.layer(self.op("Gelu", self.layer(x, layer.up)), layer.down)
+
+    def heads(self, x: str, layers: list[nn.Linear], heads: int) -> list[str]:
+        """`(G, T, d)` -> for each d of the layers' outputs `(G, heads, T, d / heads)`, in one product."""
+        weight = torch.cat([layer.weight.detach() for layer in layers])
+        bias = torch.cat([layer.bias.detach() for layer in layers])
+        width = weight.shape[1]
+        parts = len(weight) // width
+        shape = self.numbers(0, 0, parts * heads, width // heads)
+        by_head = self.op("Transpose", self.op("Reshape", self.linear(x, weight, bias), shape), perm=[0, 2, 1, 3])
+        return [by_head] if parts == 1 else self.add("Split", [by_head, self.numbers(*[heads] * parts)], parts, axis=1)
+
+    def attend(self, query: str, keys: str, values: str, mask: str, width: int) -> str:
+        """Each `(G, heads, T or S, .)`, the mask added to the scores -> `(G, T, d)`."""
+        scale = self.head_width**-0.5
+        scores = self.op("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=scale)
+        chances = self.op("Softmax", self.op("Add", scores, mask), axis=-1)
+        mixed = self.op("Transpose", self.op("MatMul", chances, values), perm=[0, 2, 1, 3])
+        return self.op("Reshape", mixed, self.numbers(0, 0, width))
+
     def finish(self) -> bytes:
         graph = helper.make_graph(self.nodes, "decoder", self.inputs, self.outputs, self.constants)
         opsets = [helper.make_opsetid("", 20), helper.make_opsetid(MICROSOFT, 1)]
@@ -129,43 +155,22 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
     Outputs: `keys_values` (layers, 2, G, heads, T, .) of these words; `state` (G, T, d); `shallow` while m is at most
     `shallow_until`; at an exit `log_p` (G, V), `decided` (G, 3) and, where there is a head, `guesses` (G,).
     """
-    graph, config = Graph(arithmetic), model.config
+    graph, config = Graph(arithmetic, model.config.width // model.config.heads), model.config
     width, heads = config.width, config.heads
     head_width = width // heads
     if span.first == 1:
         scale = width**0.5
         tokens = graph.input("tokens", ["G"], True)
-        words = graph.op("Gather", graph.constant(model.word_embedding.weight * scale), tokens)
+        what = graph.op("Gather", graph.constant(model.word_embedding.weight * scale), tokens)
         at = graph.input("positions", ["G"], True)
         where = graph.op("Gather", graph.constant(model.position_embedding.weight * scale), at)
-        x = graph.op("Unsqueeze", graph.op("Add", words, where), graph.numbers(1))
+        x = graph.op("Unsqueeze", graph.op("Add", what, where), graph.numbers(1))
     else:
         x = graph.input("state", ["G", "T", width])
     words_mask = graph.input("words_mask", ["G", 1, "T", "PT"])
     regions_mask = graph.input("regions_mask", ["G", 1, 1, "R"])
     shallow = graph.input("shallow", ["G", "k"]) if 1 < span.first <= shallow_until else None
-    split_heads = graph.numbers(0, 0, 3 * heads, head_width)
-    one_of_heads, joined = graph.numbers(0, 0, heads, head_width), graph.numbers(0, 0, width)
     kept: list[str] = []
-
-    def attend(query: str, keys: str, values: str, mask: str) -> str:
-        scores = graph.op("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=head_width**-0.5)
-        chances = graph.op("Softmax", graph.op("Add", scores, mask), axis=-1)
-        mixed = graph.op("Transpose", graph.op("MatMul", chances, values), perm=[0, 2, 1, 3])
-        return graph.op("Reshape", mixed, joined)
-
-    def linear(x: str, layer: nn.Linear) -> str:
-        return graph.linear(x, layer.weight, layer.bias)
-
-    def project(x: str, attention: Attention) -> list[str]:
-        """Queries, keys and values `(G, heads, T, .)` in one product."""
-        weight, bias = (
-            np.concatenate([getattr(part, name).detach().numpy() for part in (attention.query, attention.key_value)])
-            for name in ("weight", "bias")
-        )
-        product = graph.linear(x, Tensor(weight), Tensor(bias))
-        by_head = graph.op("Transpose", graph.op("Reshape", product, split_heads), perm=[0, 2, 1, 3])
-        return graph.add("Split", [by_head, graph.numbers(heads, heads, heads)], 3, axis=1)
 
     newest = x
     for m in range(span.first, span.last + 1):
@@ -175,20 +180,18 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
             for seen, length in (("words", "P"), ("regions", "R"))
             for kind in ("keys", "values")
         )
-        query, keys, values = project(graph.norm(x, layer.words_norm, width), layer.words)
+        words = layer.words
+        query, keys, values = graph.heads(graph.norm(x, layer.words_norm, width), [words.query, words.key_value], heads)
         kept += [keys, values]
-        mixed = attend(
-            query,
-            graph.op("Concat", words_keys, keys, axis=2),
-            graph.op("Concat", words_values, values, axis=2),
-            words_mask,
+        all_keys, all_values = (
+            graph.op("Concat", before, new, axis=2) for before, new in ((words_keys, keys), (words_values, values))
         )
-        x = graph.op("Add", x, linear(mixed, layer.words.output))
-        product = linear(graph.norm(x, layer.regions_norm, width), layer.regions.query)
-        query = graph.op("Transpose", graph.op("Reshape", product, one_of_heads), perm=[0, 2, 1, 3])
-        x = graph.op("Add", x, linear(attend(query, regions_keys, regions_values, regions_mask), layer.regions.output))
-        hidden = graph.op("Gelu", linear(graph.norm(x, layer.feed_forward_norm, width), layer.feed_forward.up))
-        x = graph.op("Add", x, linear(hidden, layer.feed_forward.down))
+        mixed = graph.attend(query, all_keys, all_values, words_mask, width)
+        x = graph.op("Add", x, graph.layer(mixed, words.output))
+        (query,) = graph.heads(graph.norm(x, layer.regions_norm, width), [layer.regions.query], heads)
+        mixed = graph.attend(query, regions_keys, regions_values, regions_mask, width)
+        x = graph.op("Add", x, graph.layer(mixed, layer.regions.output))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, layer.feed_forward_norm, width), layer.feed_forward))
         newest = graph.op("Gather", x, graph.constant(np.array(-1), np.int64), axis=1)  # (G, d)
         if m <= shallow_until:
             share = graph.linear(graph.norm(newest, None, width), *shallow_share(model, m))
@@ -254,7 +257,8 @@ def _decide(graph: Graph, model: DeeCap, z: str) -> None:
 
 def copy_up_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
     """`state` (M, d), of words that left before the span -> `keys_values` (M, layers * 2 * heads, d / heads) there."""
-    graph, width, heads = Graph(arithmetic), model.config.width, model.config.heads
+    width, heads = model.config.width, model.config.heads
+    graph = Graph(arithmetic, width // heads)
     normalised = graph.norm(graph.input("state", ["M", width]), None, width)
     layers = model.decoder_layers[span.first - 1 : span.last]
     parts = [folded(one.words.key_value.weight, one.words.key_value.bias, one.words_norm) for one in layers]
@@ -264,9 +268,33 @@ def copy_up_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
     return graph.finish()
 
 
+def encoder_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
+    """`features` (B, R, F), `boxes` (B, R, 5) with their area, `mask` (B, 1, 1, R) added to scores.
+
+    Output: `memory` (B, R, d).
+    """
+    config, width = model.config, model.config.width
+    graph = Graph(arithmetic, width // config.heads)
+    features = graph.input("features", ["B", "R", config.feature_width])
+    product = graph.op("MatMul", graph.input("boxes", ["B", "R", 5]), graph.constant(model.box_in.weight.T))
+    boxes = graph.op("Add", product, graph.constant(model.box_in.bias))
+    mask = graph.input("mask", ["B", 1, 1, "R"])
+    x = graph.layer(graph.norm(features, model.feature_norm, config.feature_width), model.feature_in)
+    x = graph.op("Add", x, boxes)
+    for layer in cast(list[EncoderLayer], list(model.encoder)):
+        attention = layer.attention
+        normalised = graph.norm(x, layer.attention_norm, width)
+        query, keys, values = graph.heads(normalised, [attention.query, attention.key_value], config.heads)
+        x = graph.op("Add", x, graph.layer(graph.attend(query, keys, values, mask, width), attention.output))
+        x = graph.op("Add", x, graph.feed_forward(graph.norm(x, layer.feed_forward_norm, width), layer.feed_forward))
+    graph.output("memory", graph.norm(x, model.memory_norm, width))
+    return graph.finish()
+
+
 def regions_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
     """`memory` (R, d) -> `keys_values` (layers * 2 * heads, R, d / heads): what attention to the regions reads."""
-    graph, config = Graph(arithmetic), model.config
+    config = model.config
+    graph = Graph(arithmetic, config.width // config.heads)
     layers = [layer.regions.key_value for layer in model.decoder_layers]
     weight = Tensor(np.concatenate([one.weight.detach().numpy() for one in layers]))
     bias = Tensor(np.concatenate([one.bias.detach().numpy() for one in layers]))
@@ -278,7 +306,7 @@ def regions_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
 
 def saturates() -> bool:
     """Whether products of bytes overflow on this processor: so without VNNI, where pairs are summed in 16 bits."""
-    graph = Graph(Arithmetic("many"))
+    graph = Graph(Arithmetic("many"), 1)
     shape = (64, 64)
     zero = graph.constant(np.array(0), np.uint8)
     product = graph.op("MatMulInteger", graph.input("x", [*shape]), graph.constant(np.full(shape, 127), np.int8), zero)

@@ -55,6 +55,11 @@ class TorchBackend:
         self._cache = Cache(model.layers, slots, config.heads, config.max_words + 1, config.width, self._like)
 
     @torch.inference_mode()
+    def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
+        parameter = self._network.model.box_in.weight
+        return self._network.model.encode(features.to(parameter), boxes.to(parameter), mask.to(parameter.device))
+
+    @torch.inference_mode()
     def admit(self, slots: list[int], memory: Tensor) -> None:
         self._cache.admit(slots, self._network.region_keys_values(memory.to(self._like)))
 

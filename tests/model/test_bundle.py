@@ -320,7 +320,7 @@ def test_tested_layers_that_do_not_fit_are_refused(bundle: Path, tested: object)
         ({"margin": math.inf}, "margin must be a finite number"),
         ({"margin": -math.inf}, "margin must be a finite number"),
         ({"margin": "wide"}, "wide"),
-        ({"margin": [0.1]}, "float"),
+        ({"margin": [0.1]}, "number"),
     ],
 )
 def test_a_policy_that_is_none_is_refused(guessing_bundle: Path, changes: dict[str, object], told: str) -> None:

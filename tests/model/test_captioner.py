@@ -27,7 +27,7 @@ SAMPLES = sorted((Path(__file__).parents[2] / "samples").glob("*.jpg"))
 
 @pytest.fixture(scope="module")
 def captioner(random_bundle: Any) -> Captioner:
-    return Captioner.load(random_bundle.folder, "cpu")
+    return Captioner.load(random_bundle.folder, "cpu", "float32")
 
 
 @pytest.fixture(scope="module")

@@ -26,7 +26,7 @@ CAPTIONS = (["a", "dog", "runs", "on", "grass"], ["the", "red", "cat", "sits"], 
 
 @pytest.fixture
 def captioner(random_bundle: Any) -> Captioner:
-    return Captioner.load(random_bundle.folder, "cpu")
+    return Captioner.load(random_bundle.folder, "cpu", "float32")
 
 
 @pytest.fixture
