@@ -71,6 +71,12 @@ class Captioner:
         except ValueError as error:
             raise BundleError(str(error)) from error
 
+    def warm_up(self) -> None:
+        """Captions a grey ramp at every tier: the first run of anything is slow, the decoder's graphs above all."""
+        regions = self.look(Image.linear_gradient("L"))
+        for tier in self.speeds.tiers:
+            self.describe(regions, tier)
+
     @property
     def name(self) -> str:
         return self.bundle.name

@@ -129,7 +129,9 @@ def bundle_loader(settings: Settings) -> Callable[[], CaptionerLike]:
         from model.captioner import Captioner  # here and not above: it imports torch
 
         precision = None if settings.precision == "auto" else settings.precision
-        return Captioner.load(settings.bundle, settings.device, precision, settings.threads)
+        captioner = Captioner.load(settings.bundle, settings.device, precision, settings.threads)
+        captioner.warm_up()
+        return captioner
 
     return load
 

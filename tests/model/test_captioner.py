@@ -182,3 +182,20 @@ def test_an_empty_caption_is_no_error() -> None:
     assert caption.speedup == 3.0
     assert Caption((), SPEED, 6).confidence == 0.0
     assert Caption((), SPEED, 6).speedup == 1.0
+
+
+def test_warming_up_describes_at_every_tier_and_changes_nothing(
+    captioner: Captioner, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = captioner.describe(captioner.look(Image.linear_gradient("L")), "fast")
+    asked = []
+    describe = captioner.describe
+
+    def noting(regions: Regions, speed: str) -> Caption:
+        asked.append(speed)
+        return describe(regions, speed)
+
+    monkeypatch.setattr(captioner, "describe", noting)
+    captioner.warm_up()
+    assert asked == list(TIERS)
+    assert describe(captioner.look(Image.linear_gradient("L")), "fast") == before
