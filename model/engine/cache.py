@@ -1,6 +1,6 @@
 """What the engine keeps of every caption in the making, all of it allocated once.
 
-`slots` captions at most, each with its own row everywhere. One row more is nobody's: padding of a pass writes there.
+`slots` captions at most, each with its own row everywhere.
 """
 
 from __future__ import annotations
@@ -31,20 +31,20 @@ class Cache:
     def __init__(self, layers: int, slots: int, heads: int, positions: int, width: int, like: Tensor) -> None:
         """`like`: a tensor of the type and on the device that the cache is to have."""
         head_width = width // heads
-        self.slots, self.positions, self.heads, self.like = slots, positions, heads, like
-        self.words = like.new_zeros(layers, 2, slots + 1, heads, positions, head_width)
-        self.states = like.new_zeros(slots + 1, positions, width)
+        self.positions, self.like = positions, like
+        self.words = like.new_zeros(layers, 2, slots, heads, positions, head_width)
+        self.states = like.new_zeros(slots, positions, width)
         self.flat_states = self.states.view(-1, width)
         self._flat = self.words.view(-1, head_width)  # a row for each layer, key or value, slot, head and position
         self._flat_layers = [layer.view(-1, head_width) for layer in self.words]
-        one_of_two = np.arange(2)[:, None] * (slots + 1) * heads * positions
-        by_slot = np.arange(slots + 1)[:, None, None] * heads * positions
-        self._first_row = by_slot + one_of_two + np.arange(heads) * positions  # (slots + 1, 2, heads)
-        self._layer_rows = np.arange(layers) * 2 * (slots + 1) * heads * positions
-        self.regions = like.new_zeros(layers, 2, slots + 1, heads, 0, head_width)
+        one_of_two = np.arange(2)[:, None] * (slots) * heads * positions
+        by_slot = np.arange(slots)[:, None, None] * heads * positions
+        self._first_row = by_slot + one_of_two + np.arange(heads) * positions  # (slots, 2, heads)
+        self._layer_rows = np.arange(layers) * 2 * (slots) * heads * positions
+        self.regions = like.new_zeros(layers, 2, slots, heads, 0, head_width)
         # Added to attention scores: minus infinity where an image has fewer regions than there is room for.
-        self.regions_mask = like.new_zeros(slots + 1, 1, 1, 0)
-        self.region_counts = np.zeros(slots + 1, dtype=np.int64)
+        self.regions_mask = like.new_zeros(slots, 1, 1, 0)
+        self.region_counts = np.zeros(slots, dtype=np.int64)
         self._known_views: dict[tuple[bool, int, int], list[tuple[Tensor, Tensor]]] = {}
 
     def reserve_regions(self, regions: int) -> None:
@@ -80,20 +80,16 @@ class Cache:
             self.regions_mask[target] = self.regions_mask[origin]
             self.region_counts[to] = self.region_counts[source]
 
-    def place(self, slots: np.ndarray, words: np.ndarray, run: bool, length: int | None = None) -> Place:
-        """The place of `words (G, T)` (positions, rising) of `slots (G,)`; `run`: the slots are 0, 1, 2, ...
-
-        `length` fixes how many words are read, for passes whose shapes must not change.
-        """
-        most = int(words[:, -1].max()) + 1
-        reach = most if length is None else length
+    def place(self, slots: np.ndarray, words: np.ndarray, run: bool) -> Place:
+        """The place of `words (G, T)` (positions, rising) of `slots (G,)`; `run`: the slots are 0, 1, 2, ..."""
+        reach = int(words[:, -1].max()) + 1
         index: slice | Tensor = slice(0, len(slots)) if run else self._index(slots)
         words_mask = None
-        if words.shape[1] > 1 or reach > most or int(words.min()) + 1 < most:
+        if words.shape[1] > 1 or int(words.min()) + 1 < reach:
             hidden = np.arange(reach) > words[..., None]  # (G, T, length)
             words_mask = self._send(np.where(hidden, -np.inf, 0.0)[:, None]).to(self.like.dtype)
         regions_mask = None
-        if length is not None or (self.region_counts[slots] < self.regions.shape[-2]).any():
+        if (self.region_counts[slots] < self.regions.shape[-2]).any():
             regions_mask = self.regions_mask[index]
         rows = self._first_row[slots][:, None] + words[..., None, None]  # (G, T, 2, heads)
         return Place(len(slots), index, self._send(rows.reshape(-1)), reach, words_mask, regions_mask)

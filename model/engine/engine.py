@@ -93,8 +93,7 @@ class Engine:
         self._finished: list[Finished] = []
         self._soonest = math.inf  # deadline of those that wait or run, or an earlier one
         # By slot; slots in use are always 0, 1, ... `_used` - 1.
-        # How many words of each slot have keys and values at each layer.
-        self._filled = np.zeros((model.layers, slots), dtype=np.int64)
+        self._filled = np.zeros((model.layers, slots), dtype=np.int64)  # words with keys and values at each layer
         self._used = 0
         self._owner: list[_Request | None] = [None] * slots
         self._live = np.zeros(slots, dtype=bool)  # false: kept for a hypothesis that its beam does not have yet
@@ -104,7 +103,6 @@ class Engine:
         self._history = np.zeros((slots, config.max_words, 4))  # of greedy captions; see the columns above
         self._every_slot = np.arange(slots)
         self.executed_rows = 0  # (layer, word) pairs so far, as `DecoderState` counts them
-        self.steps = 0
 
     # What a worker calls ---------------------------------------------------------------------------------------------
 
@@ -162,7 +160,6 @@ class Engine:
         self._admit()
         if not self._used:
             return
-        self.steps += 1
         decided = self._decide()
         used = self._used
         words, lengths = decided.steps[:, WORD], self._lengths[:used]

@@ -36,7 +36,7 @@ class Decision:
 class Layer:
     """One decoder layer over (G, T) words; all that it keeps is in the cache."""
 
-    def __init__(self, layer: DecoderLayer, number: int, make: MakeLinear, like: Tensor) -> None:
+    def __init__(self, layer: DecoderLayer, number: int, make: MakeLinear) -> None:
         self.number = number  # m, from 1
         self.heads = layer.words.heads
         words, regions, feed_forward = layer.words, layer.regions, layer.feed_forward
@@ -109,11 +109,11 @@ class Network:
         """`like`: a tensor of the type and on the device in which all but the products runs."""
         config = model.config
         gated = config.exits in ("deecap", "shallow") and bool(tested)
-        self.model, self.width, self.like = model, config.width, like
+        self.model = model
         scale = math.sqrt(config.width)
         self.word_embedding = (model.word_embedding.weight.double() * scale).to(like)
         self.position_embedding = (model.position_embedding.weight.double() * scale).to(like)
-        self.layers = [Layer(layer, m, make, like) for m, layer in enumerate(model.decoder_layers, start=1)]
+        self.layers = [Layer(layer, m, make) for m, layer in enumerate(model.decoder_layers, start=1)]
         self.shallow = [make(*shallow_share(model, m)) for m in range(1, max(tested) + 1)] if gated else []
         self.averaged = gated and config.fusion == "average"
         self.deep = {m: DeepHalf(model, m, make, like) for m in tested} if config.exits == "deecap" else {}

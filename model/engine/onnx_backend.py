@@ -249,8 +249,8 @@ class OnnxBackend:
     ) -> onnxruntime.InferenceSession:
         if (key, how) not in self._sessions:
             options = onnxruntime.SessionOptions()
-            # A word's products are too small to share: a second thread made a step slower at every batch size, the more
-            # so as the waiting threads of several sessions keep cores busy.
+            # A word's products are too small to share: a second thread gained nothing, and with threads that spin while
+            # they wait, those of several sessions kept the cores from one another.
             options.intra_op_num_threads = threads
             options.add_session_config_entry("session.intra_op.allow_spinning", "0")
             options.log_severity_level = 3

@@ -21,7 +21,7 @@ class Precision:
     device: str
 
     def backend(self, model: DeeCap, tested: Sequence[int], slots: int) -> Backend:
-        """ONNX Runtime on a CPU, where it takes a quarter of eager PyTorch's time; PyTorch for all else."""
+        """ONNX Runtime on a CPU, where it takes a third of eager PyTorch's time; PyTorch for all else."""
         if self.device == "cpu" and self.name in ("int8", "float32"):
             from model.engine.onnx_backend import OnnxBackend  # here: a GPU machine has no need of it
 

@@ -96,7 +96,6 @@ class TorchBackend:
         network, cache = self._network, self._cache
         place = cache.place(slots, words, run=bool(slots[-1] == len(slots) - 1))
         many = words.shape[1]
-        newest = state[many - 1 :: many]
         for m in range(span.first, span.last + 1):
             state = network.layers[m - 1](state, cache, place)
             newest = state[many - 1 :: many]

@@ -182,12 +182,11 @@ def test_a_waiting_request_can_be_cancelled(make_model: MakeModel) -> None:
     first, second = (engine.submit(memory, 1.0) for memory in memories(model, 2))
     engine.step()
     engine.cancel(second)
-    assert [(one.number, one.steps, one.reason) for one in engine.finished() if one.number == second] == [
-        (second, [], "cancelled")
-    ]
     while engine.busy:
         engine.step()
-    assert [one.number for one in engine.finished()] in ([first], [])
+    over = {one.number: one for one in engine.finished()}
+    assert (over[second].steps, over[second].reason) == ([], "cancelled")
+    assert (set(over), over[first].reason) == ({first, second}, "ended")
 
 
 def test_a_deadline_ends_a_request_between_steps_whether_it_runs_or_waits(make_model: MakeModel) -> None:
@@ -273,7 +272,7 @@ def test_images_with_more_regions_find_room_later(make_model: MakeModel) -> None
             ]
 
 
-@pytest.mark.parametrize("groups", [1, 2, 8])
+@pytest.mark.parametrize("groups", [2, 8])
 def test_int8_is_near_float32_and_a_row_does_not_depend_on_its_neighbours(make_model: MakeModel, groups: int) -> None:
     """One step at full depth: log-probabilities of the word chosen, alone and beside `groups` - 1 others."""
     model = make_model(seed=3, width=32, heads=4, feed_forward=64)
