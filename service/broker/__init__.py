@@ -1,0 +1,1 @@
+"""Brokers: what stands between fronts and workers. `base` says what they promise."""
