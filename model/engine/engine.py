@@ -49,15 +49,6 @@ class _Request:
         return self.beam.width if self.beam else 1
 
 
-@dataclass
-class _Decisions:
-    """What a step decided, by slot."""
-
-    steps: np.ndarray  # (slots, 4): word, entropy, its log-probability, exit layer
-    top_words: np.ndarray  # (slots, most candidates) where there are beams
-    top_log_probabilities: np.ndarray
-
-
 WORD, ENTROPY, LOG_PROBABILITY, EXIT_LAYER = range(4)  # columns of what is noted of a step
 
 
@@ -102,6 +93,14 @@ class Engine:
         self._lengths = np.zeros(slots, dtype=np.int64)  # words decided so far
         self._history = np.zeros((slots, config.max_words, 4))  # of greedy captions; see the columns above
         self._every_slot = np.arange(slots)
+        # What the step under way decided; the candidates only where there are beams.
+        self._decided = np.zeros((slots, 4))
+        self._most = min(2 * LARGEST_BEAM, config.vocabulary_size)
+        self._top_words = np.zeros((slots, self._most), dtype=np.int64)
+        self._top_log_probabilities = np.zeros((slots, self._most))
+        # What the requests that run have in common, so that steps without beams, or at full depth, spare the looking.
+        self._searches: list[_Request] = []
+        self._early = False
         self.executed_rows = 0  # (layer, word) pairs so far, as `DecoderState` counts them
 
     # What a worker calls ---------------------------------------------------------------------------------------------
@@ -160,19 +159,19 @@ class Engine:
         self._admit()
         if not self._used:
             return
-        decided = self._decide()
+        self._decide()
         used = self._used
-        words, lengths = decided.steps[:, WORD], self._lengths[:used]
-        self._history[self._every_slot[:used], lengths] = decided.steps
+        decided, lengths = self._decided[:used], self._lengths[:used]
+        words = decided[:, WORD]
+        self._history[self._every_slot[:used], lengths] = decided
         self._tokens[:used] = words
         lengths += 1
         ended = (words == EOS) | (lengths == self._max_words)
         over: list[_Request] = []
         if ended.any():
             over = [owner for slot in np.flatnonzero(ended) if (owner := self._owner[slot]) and owner.beam is None]
-        if decided.top_words.size:
-            searches = [request for request in self._running.values() if request.beam]
-            over += self._advance_beams(searches, decided)
+        if self._searches:
+            over += self._advance_beams()
         if over:
             self._stop(over, "ended")
 
@@ -193,6 +192,8 @@ class Engine:
 
     def _admit(self) -> None:
         """Waiting requests in their order, as long as the next one's hypotheses find room."""
+        if not self._waiting:
+            return
         while self._waiting and self._used + self._waiting[0].width <= self._slots:
             request = self._waiting.popleft()
             # All hypotheses of a beam start alike, as one; the room for the others is kept.
@@ -205,6 +206,7 @@ class Engine:
             self._running[request.number] = request
             self._filled[:, request.slots] = 0
             self._backend.admit(request.slots, request.memory)
+        self._look_over()
 
     def _stop(self, requests: Sequence[_Request], reason: str) -> None:
         """Hands out what the requests have come to and frees their slots."""
@@ -220,6 +222,12 @@ class Engine:
             moving = [slot for slot in range(used, self._used) if self._owner[slot] is not None]
             self._move(np.array(moving), np.array(holes))
         self._used = used
+        self._look_over()
+
+    def _look_over(self) -> None:
+        """Notes what the requests that now run have in common."""
+        self._searches = [request for request in self._running.values() if request.beam]
+        self._early = bool(self._taus[: self._used].any())
 
     def _move(self, source: np.ndarray, to: np.ndarray) -> None:
         self._backend.copy(to, source, regions=True)
@@ -245,30 +253,26 @@ class Engine:
 
     # One step --------------------------------------------------------------------------------------------------------
 
-    def _decide(self) -> _Decisions:
+    def _decide(self) -> None:
         """Runs the newest word of every live slot until each has left at its own exit."""
-        decided = self._nothing_decided()
-        slots = np.flatnonzero(self._live[: self._used])
-        spans = self._spans if self._taus[slots].any() else self._whole  # at τ = 0 no exit is tested
+        slots = self._every_slot[: self._used]
+        if self._searches:
+            slots = np.flatnonzero(self._live[: self._used])
+        rows = self._every_slot[: len(slots)]
         reached: Any = None
-        staying = np.arange(len(slots))
-        for span in spans:
-            reached = self._run(span, slots, reached, staying)
-            leaving = self._leaving(span, slots, reached)
-            left = np.count_nonzero(leaving)
-            if left:
-                self._take(span.last, slots, reached, leaving, decided)
-            if left == len(slots):
-                break
-            staying = np.flatnonzero(~leaving)
-            slots = slots[staying]
-        return decided
-
-    def _nothing_decided(self) -> _Decisions:
-        used = self._used
-        widest = max((request.width for request in self._running.values() if request.beam), default=0)
-        most = min(2 * widest, self._vocabulary_size)
-        return _Decisions(np.zeros((used, 4)), np.zeros((used, most), dtype=np.int64), np.zeros((used, most)))
+        for span in self._spans if self._early else self._whole:  # at τ = 0 no exit is tested
+            reached = self._run(span, slots, reached, rows)
+            if span.last == self._layers:
+                self._take(span.last, slots, reached, None)
+                return
+            leaving = self._leaving(slots, reached)
+            rows = np.flatnonzero(~leaving)
+            if not len(rows):
+                self._take(span.last, slots, reached, None)
+                return
+            if len(rows) < len(slots):
+                self._take(span.last, slots, reached, leaving)
+            slots = slots[rows]
 
     def _run(self, span: Span, slots: np.ndarray, before: Any, rows: np.ndarray) -> Any:
         """A span for the newest word of `slots`, with its catch-up; they are `rows` of the pass `before`."""
@@ -276,7 +280,8 @@ class Engine:
         depth = span.last - span.first + 1
         if span.first == 1:
             self.executed_rows += depth * len(slots)
-            self._filled[: span.last, slots] = newest + 1
+            if span.last == self._layers:  # else nobody asks: no word is ever missing at the layers of the first span
+                self._filled[:, slots] = newest + 1
             return self._backend.start(span, slots, newest, self._tokens[slots])
         filled = self._filled[span.first - 1, slots]
         missing = newest - filled
@@ -293,10 +298,8 @@ class Engine:
         self._filled[span.first - 1 : span.last, slots] = newest + 1
         return self._backend.go_on(span, slots, words, before, rows)
 
-    def _leaving(self, span: Span, slots: np.ndarray, reached: Reached) -> np.ndarray:
-        """Which rows leave after the span, as booleans; all of them after the last layer."""
-        if span.last == self._layers:
-            return np.ones(len(slots), dtype=bool)
+    def _leaving(self, slots: np.ndarray, reached: Reached) -> np.ndarray:
+        """Which rows leave at an exit above which there are layers, as booleans."""
         taus = self._taus[slots]
         leaving: np.ndarray = reached.decided[:, ENTROPY] < taus
         if self._policy.margin is not None:
@@ -304,21 +307,22 @@ class Engine:
             leaving &= reached.guesses <= taus + self._policy.margin
         return leaving
 
-    def _take(self, m: int, slots: np.ndarray, reached: Reached, leaving: np.ndarray, decided: _Decisions) -> None:
-        """Notes what the rows that leave at layer m say."""
-        at = slots[leaving]
-        decided.steps[at, :EXIT_LAYER] = reached.decided[leaving]
-        decided.steps[at, EXIT_LAYER] = m
-        most = decided.top_words.shape[1]
-        if most:
-            words, log_probabilities = reached.top(np.flatnonzero(leaving), most)
-            decided.top_words[at], decided.top_log_probabilities[at] = words, log_probabilities
+    def _take(self, m: int, slots: np.ndarray, reached: Reached, leaving: np.ndarray | None) -> None:
+        """Notes what the rows that leave at layer m say; None: all of them."""
+        said = reached.decided
+        if leaving is not None:
+            slots, said = slots[leaving], said[leaving]
+        self._decided[slots, :EXIT_LAYER] = said
+        self._decided[slots, EXIT_LAYER] = m
+        if self._searches:
+            rows = self._every_slot[: len(slots)] if leaving is None else np.flatnonzero(leaving)
+            self._top_words[slots], self._top_log_probabilities[slots] = reached.top(rows, self._most)
 
-    def _advance_beams(self, requests: Sequence[_Request], decided: _Decisions) -> list[_Request]:
+    def _advance_beams(self) -> list[_Request]:
         """Moves beams one step on; returns those that are over."""
         over: list[_Request] = []
         sources, targets = [], []
-        for request in requests:
+        for request in self._searches:
             search = request.beam
             assert search is not None
             used = request.slots[: len(search.live)]
@@ -326,10 +330,10 @@ class Engine:
             parents = search.advance(
                 [
                     Candidates(
-                        decided.top_words[slot, :wanted].tolist(),
-                        decided.top_log_probabilities[slot, :wanted].tolist(),
-                        int(decided.steps[slot, EXIT_LAYER]),
-                        float(decided.steps[slot, ENTROPY]),
+                        self._top_words[slot, :wanted].tolist(),
+                        self._top_log_probabilities[slot, :wanted].tolist(),
+                        int(self._decided[slot, EXIT_LAYER]),
+                        float(self._decided[slot, ENTROPY]),
                     )
                     for slot in used
                 ]

@@ -78,6 +78,10 @@ class OnnxBackend:
         self._kept_mask[..., -1] = 0.0
         shape = (self._layers, 2, slots, self._heads, 0, self._head_width)
         self._regions, self._regions_mask = np.zeros(shape, np.float32), np.zeros((slots, 1, 1, 0), np.float32)
+        # Keys and values of an image's regions are made when a word first gets to the layers that read them: at a fast
+        # speed many captions never go deep. By the last layer of each span: the slots that lack them.
+        self._memories: list[np.ndarray | None] = [None] * slots  # (R, d); slots of one beam share theirs
+        self._lacking: dict[int, set[int]] = {last: set() for last in (*tested, model.layers)}
 
     def _reserve_regions(self, regions: int) -> None:
         """Makes room for images of up to so many regions; what was kept stays."""
@@ -104,14 +108,32 @@ class OnnxBackend:
         count = len(memory)
         if count > self._regions.shape[-2]:
             self._reserve_regions(count)
-        session = self._session("regions", self._arithmetic(count), lambda how: regions_graph(self._model, how))
-        (both,) = session.run(None, {"memory": memory.float().numpy()})
-        both = both.reshape(self._layers, 2, self._heads, count, self._head_width)
+        array = memory.float().numpy()
         for slot in slots:
-            self._regions[:, :, slot, :, :count] = both
+            self._memories[slot] = array
             self._regions_mask[slot, ..., :count] = 0
             self._regions_mask[slot, ..., count:] = -np.inf
             self._kept_mask[slot, ..., :-1] = -np.inf
+        for lacking in self._lacking.values():
+            lacking.update(slots)
+
+    def _look(self, span: Span, slots: set[int]) -> None:
+        """Makes keys and values of the regions at the span's layers, for slots that lack them."""
+        memory = self._memories[min(slots)]
+        assert memory is not None
+        count = len(memory)
+        key, how = ("regions", span.first, span.last), self._arithmetic(count)
+        session = self._session(key, how, lambda how: regions_graph(self._model, span, how))
+        (both,) = session.run(None, {"memory": memory})
+        by_layer = both.reshape(count, -1, 2, self._heads, self._head_width).transpose(1, 2, 3, 0, 4)
+        alike = {slot for slot in slots if self._memories[slot] is memory}
+        for slot in alike:
+            self._regions[span.first - 1 : span.last, :, slot, :, :count] = by_layer
+        for last in self._lacking:
+            if span.first <= last <= span.last:
+                self._lacking[last] -= alike
+        if rest := slots - alike:
+            self._look(span, rest)
 
     def copy(self, to: np.ndarray, source: np.ndarray, regions: bool) -> None:
         self._words[:, :, to] = self._words[:, :, source]
@@ -120,6 +142,13 @@ class OnnxBackend:
         if regions:
             self._regions[:, :, to] = self._regions[:, :, source]
             self._regions_mask[to] = self._regions_mask[source]
+            moves = dict(zip(to.tolist(), source.tolist(), strict=True))
+            memories = {new: self._memories[old] for new, old in moves.items()}
+            for new, memory in memories.items():
+                self._memories[new] = memory
+            for last, lacking in self._lacking.items():
+                still = {new for new, old in moves.items() if old in lacking}
+                self._lacking[last] = (lacking - moves.keys()) | still
 
     def copy_up(self, span: Span, slots: np.ndarray, words: np.ndarray) -> None:
         how = self._arithmetic(len(slots))
@@ -145,6 +174,9 @@ class OnnxBackend:
 
     def _run(self, span: Span, slots: np.ndarray, words: np.ndarray, entering: dict[str, np.ndarray]) -> OnnxReached:
         groups, many = words.shape
+        lacking = self._lacking[span.last]
+        if lacking and (here := lacking.intersection(slots.tolist())):
+            self._look(span, here)
         if many == 1 and slots[-1] == groups - 1:
             key = (span.first, span.last, span.tested, groups)
             plan = self._plans.get(key) or self._plans.setdefault(key, self._bind(span, groups))

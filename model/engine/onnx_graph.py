@@ -291,16 +291,13 @@ def encoder_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
     return graph.finish()
 
 
-def regions_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
-    """`memory` (R, d) -> `keys_values` (layers * 2 * heads, R, d / heads): what attention to the regions reads."""
-    config = model.config
-    graph = Graph(arithmetic, config.width // config.heads)
-    layers = [layer.regions.key_value for layer in model.decoder_layers]
+def regions_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
+    """`memory` (R, d) -> `keys_values` (R, layers * 2 * d): what the span's attention to the regions reads."""
+    graph = Graph(arithmetic, model.config.width // model.config.heads)
+    layers = [layer.regions.key_value for layer in model.decoder_layers[span.first - 1 : span.last]]
     weight = Tensor(np.concatenate([one.weight.detach().numpy() for one in layers]))
     bias = Tensor(np.concatenate([one.bias.detach().numpy() for one in layers]))
-    product = graph.linear(graph.input("memory", ["R", config.width]), weight, bias)
-    shape = graph.numbers(0, 2 * model.layers * config.heads, config.width // config.heads)
-    graph.output("keys_values", graph.op("Transpose", graph.op("Reshape", product, shape), perm=[1, 0, 2]))
+    graph.output("keys_values", graph.linear(graph.input("memory", ["R", model.config.width]), weight, bias))
     return graph.finish()
 
 
