@@ -20,11 +20,12 @@ BENCH_READY := $(VENV)/ready-bench-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test bench
+.PHONY: help serve test test-long bench
 
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
 	@echo "make test    install what is missing into .venv and run every check"
+	@echo "make test-long  what takes too long for every change: soak, thousands of cases (an hour at most)"
 	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
 	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
 
@@ -36,6 +37,9 @@ test: $(TEST_READY)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/pytest
+
+test-long: $(TEST_READY)
+	$(BIN)/pytest -m long
 
 bench: $(BENCH_READY)
 	$(BIN)/deecap bench --out bench

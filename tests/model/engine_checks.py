@@ -1,0 +1,71 @@
+"""The engine held to the plain decoder: requests that come at different steps, and what each must get."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import pytest
+from torch import Tensor
+
+from model.decoding.beam import Step
+from model.decoding.search import greedy_search, ranked_search
+from model.deecap import DeeCap
+from model.engine.engine import Engine
+from model.engine.precision import choose_precision
+from model.exits import ExitPolicy
+
+FLOAT64 = choose_precision("cpu", "float64")
+
+
+@dataclass(frozen=True)
+class Asked:
+    """One request and when it comes."""
+
+    memory: Tensor
+    tau: float
+    beam: int
+    arrival: int  # the step before which it is submitted
+
+
+def expected(model: DeeCap, policy: ExitPolicy, asked: Asked) -> list[Step]:
+    """What the plain decoder says of the request alone."""
+    memory = asked.memory[None]
+    if asked.beam == 1:
+        return greedy_search(model, memory, [asked.tau], policy).captions[0]
+    return ranked_search(model, memory, [asked.tau], policy, asked.beam)[0][0][0]
+
+
+def run(engine: Engine, requests: Sequence[Asked]) -> list[list[Step]]:
+    """Feeds the requests in as they come; their captions in the order of `requests`."""
+    numbers: dict[int, int] = {}
+    captions: dict[int, list[Step]] = {}
+    step = 0
+    while len(captions) < len(requests):
+        for index, asked in enumerate(requests):
+            if asked.arrival == step:
+                numbers[engine.submit(asked.memory, asked.tau, asked.beam)] = index
+        engine.step()
+        step += 1
+        for over in engine.finished():
+            assert over.reason == "ended"
+            captions[numbers[over.number]] = over.steps
+    assert not engine.busy
+    return [captions[index] for index in range(len(requests))]
+
+
+def same(found: Sequence[Step], wanted: Sequence[Step], tolerance: float = 1e-9) -> None:
+    assert [(step.token, step.exit_layer) for step in found] == [(step.token, step.exit_layer) for step in wanted]
+    for name in ("entropy", "log_probability"):
+        values = [getattr(step, name) for step in wanted]
+        assert [getattr(step, name) for step in found] == pytest.approx(values, rel=0, abs=tolerance)
+
+
+def entropies(model: DeeCap, memory: Tensor) -> list[float]:
+    """Entropies that exits really have, to draw thresholds from."""
+    if model.config.exits == "final":
+        return [1.0]
+    policy = ExitPolicy.every_layer(model.layers)
+    found = [greedy_search(model, memory[None], [tau], policy).captions[0] for tau in (0.0, 1.0, math.inf)]
+    return [step.entropy for steps in found for step in steps]
