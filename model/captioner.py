@@ -1,8 +1,15 @@
-"""The two-step public API: `regions = captioner.look(image)`, then `captioner.describe(regions, speed)`."""
+"""The two-step public API: `regions = captioner.look(image)`, then `captioner.describe(regions, speed)`.
+
+A worker, which has new photos while captions are in the making, takes `describe` apart: `begin`, `step`, `finished`.
+"""
 
 from __future__ import annotations
 
+import hashlib
+import time
+from collections import deque
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -11,9 +18,10 @@ from PIL import Image
 
 from model.batching import stack_regions
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
+from model.bottom_up.preprocess import to_pixels
 from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
 from model.caption import Caption, Regions, Word
-from model.decoding.beam import Step
+from model.decoding.beam import LARGEST_BEAM, Step
 from model.decoding.search import Decoded, beam_search, greedy_search
 from model.engine.engine import Engine
 from model.engine.folding import ENGINE_FUSIONS
@@ -23,12 +31,23 @@ from model.threads import available_cores
 from model.vocabulary import EOS
 
 SLOTS = 32  # captions, or hypotheses of beams, that share the decoder's steps
+PLAIN_SLOTS = LARGEST_BEAM  # of the plain decoder, which makes one caption at a time: room for the widest beam, no more
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A caption in the making."""
+
+    regions: Regions
+    speed: ResolvedSpeed
+    beam: int
+    deadline: float  # by time.monotonic()
 
 
 class Captioner:
     """A bundle ready to caption. `look` is the dear, speed-independent part; `describe` is the cheap one.
 
-    Not thread-safe: one thread calls it.
+    Not thread-safe but for `prepare`: one thread calls it.
     """
 
     def __init__(self, bundle: Bundle, extractor: Extractor, device: str, precision: str | None = None) -> None:
@@ -44,6 +63,9 @@ class Captioner:
         self._engine: Engine | None = None
         if self._model.config.exits in ("plain", "final") or self._model.config.fusion in ENGINE_FUSIONS:
             self._engine = Engine(self._model, bundle.policy, self._precision, SLOTS)
+        self._begun: dict[int, _Begun] = {}  # by ticket, in the order in which they were begun
+        self._over: deque[tuple[int, Caption | str]] = deque()  # of the plain decoder; the engine keeps its own
+        self._tickets = 0  # given out by the plain decoder
 
     @classmethod
     def load(cls, bundle: Path, device: str = "auto", precision: str | None = None, threads: int = 0) -> Captioner:
@@ -87,6 +109,11 @@ class Captioner:
         return self.bundle.revision
 
     @property
+    def extractor_revision(self) -> str:
+        """First 12 hexadecimal digits of the extractor's SHA-256: regions are the same as long as it is."""
+        return hashlib.sha256((self.bundle.folder / EXTRACTOR).read_bytes()).hexdigest()[:12]
+
+    @property
     def layers(self) -> int:
         """N of the decoder."""
         return self._model.layers
@@ -104,6 +131,14 @@ class Captioner:
     @property
     def speeds(self) -> SpeedTable:
         return self.bundle.speeds
+
+    @staticmethod
+    def prepare(image: Image.Image) -> np.ndarray:
+        """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(224, 224, 3)`; from whichever thread.
+
+        Raises `OSError` where the pixels cannot be decoded.
+        """
+        return to_pixels(image)
 
     def look(self, image: Image.Image) -> Regions:
         """Any Pillow image -> its regions. Raises `OSError` where the pixels cannot be decoded."""
@@ -134,7 +169,17 @@ class Captioner:
     def describe_counted(
         self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int = 1
     ) -> tuple[list[Caption], int]:
-        """As `describe_batch`, and the (layer, word) pairs that were computed, catch-up included."""
+        """As `describe_batch`, and the (layer, word) pairs that were computed, catch-up included.
+
+        Raises `RuntimeError` while there are captions that were begun and not fetched by `finished`.
+        """
+        if self._begun:
+            raise RuntimeError(f"{len(self._begun)} captions are in the making")
+        return self._describe(batch, speeds, beam)
+
+    def _describe(
+        self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int
+    ) -> tuple[list[Caption], int]:
         features, boxes, mask = stack_regions(batch)
         taus = [speed.tau for speed in speeds]
         if self._engine is None:
@@ -148,11 +193,108 @@ class Captioner:
         else:
             memory = self._engine.encode(features, boxes, mask)
             decoded = _decode(self._engine, [row[kept] for row, kept in zip(memory, mask, strict=True)], taus, beam)
-        captions = [
-            Caption(tuple(self._word(step) for step in steps), speed, self.layers)
-            for steps, speed in zip(decoded.captions, speeds, strict=True)
-        ]
+        captions = [self._caption(steps, speed) for steps, speed in zip(decoded.captions, speeds, strict=True)]
         return captions, decoded.executed_rows
+
+    # Step by step, as a worker needs it -------------------------------------------------------------------------------
+
+    @property
+    def slots(self) -> int:
+        """Captions that can be in the making at once; a beam counts as many as its width."""
+        return SLOTS if self._engine else PLAIN_SLOTS
+
+    @property
+    def free(self) -> int:
+        """Slots that nothing is in the making for."""
+        return self._engine.free if self._engine else PLAIN_SLOTS - sum(each.beam for each in self._begun.values())
+
+    @property
+    def busy(self) -> bool:
+        """Whether `step` has anything to do."""
+        return self._engine.busy if self._engine else len(self._begun) > len(self._over)
+
+    @torch.inference_mode()
+    def begin(
+        self,
+        batch: Sequence[Regions],
+        speeds: Sequence[ResolvedSpeed],
+        beams: Sequence[int],
+        deadlines: Sequence[float],
+    ) -> list[int]:
+        """Takes captions to be made and returns their tickets. Each has its own speed, beam and deadline (by
+        `time.monotonic()`, `math.inf` for none). They share steps with whatever is in the making; those that find no
+        free slots wait for their turn.
+
+        Raises `ValueError` for a beam not in 1..5 or a negative τ. Whatever it raises, none of them was begun.
+        """
+        asked = [_Begun(*each) for each in zip(batch, speeds, beams, deadlines, strict=True)]
+        for each in asked:
+            if not 1 <= each.beam <= LARGEST_BEAM:
+                raise ValueError(f"beam must be from 1 to {LARGEST_BEAM}, not {each.beam}")
+            if not each.speed.tau >= 0:
+                raise ValueError(f"tau must be 0 or more, not {each.speed.tau}")
+        if self._engine is None:
+            tickets = [self._tickets + count for count in range(1, len(asked) + 1)]
+            self._tickets += len(asked)
+        else:
+            features, boxes, mask = stack_regions(batch)
+            memory = self._engine.encode(features, boxes, mask)
+            tickets = [
+                self._engine.submit(row[kept], each.speed.tau, each.beam, each.deadline)
+                for row, kept, each in zip(memory, mask, asked, strict=True)
+            ]
+        self._begun.update(zip(tickets, asked, strict=True))
+        return tickets
+
+    @torch.inference_mode()
+    def cancel(self, ticket: int) -> None:
+        """Gives a caption up: it is among the `finished`. Without effect on one that is over, or never was."""
+        if self._engine is not None:
+            self._engine.cancel(ticket)
+        elif ticket in self._begun and all(ticket != over for over, _ in self._over):
+            self._over.append((ticket, "cancelled"))
+
+    @torch.inference_mode()
+    def step(self) -> None:
+        """One word more for every caption in the making; by the plain decoder, the whole of the oldest one.
+
+        After whatever it raises, `reset` makes the captioner whole again.
+        """
+        if self._engine is not None:
+            self._engine.step()
+            return
+        if not self.busy:
+            return
+        over = {ticket for ticket, _ in self._over}
+        ticket, asked = next((ticket, asked) for ticket, asked in self._begun.items() if ticket not in over)
+        if asked.deadline <= time.monotonic():
+            self._over.append((ticket, "deadline"))
+        else:
+            self._over.append((ticket, self._describe([asked.regions], [asked.speed], asked.beam)[0][0]))
+
+    def finished(self) -> list[tuple[int, Caption | str]]:
+        """The tickets that are over since the last call, in the order in which they were: each with its caption, or
+        with why there is none: `cancelled` or `deadline`."""
+        if self._engine is None:
+            ended = list(self._over)
+            self._over.clear()
+            for ticket, _ in ended:
+                del self._begun[ticket]
+            return ended
+        found: list[tuple[int, Caption | str]] = []
+        for over in self._engine.finished():
+            speed = self._begun.pop(over.number).speed
+            found.append((over.number, self._caption(over.steps, speed) if over.reason == "ended" else over.reason))
+        return found
+
+    def reset(self) -> None:
+        """Gives up all captions in the making, and forgets what was `finished`: for use after `step` failed."""
+        for ticket in list(self._begun):
+            self.cancel(ticket)
+        self.finished()
+
+    def _caption(self, steps: Sequence[Step], speed: ResolvedSpeed) -> Caption:
+        return Caption(tuple(self._word(step) for step in steps), speed, self.layers)
 
     def _word(self, step: Step) -> Word:
         text = "" if step.token == EOS else self.bundle.vocabulary.words[step.token]
@@ -163,8 +305,14 @@ def _decode(engine: Engine, memories: Sequence[torch.Tensor], taus: Sequence[flo
     """The captions of a batch, none other being in the engine."""
     before = engine.executed_rows
     rows = {engine.submit(memory, tau, beam): row for row, (memory, tau) in enumerate(zip(memories, taus, strict=True))}
-    while engine.busy:
-        engine.step()
+    try:
+        while engine.busy:
+            engine.step()
+    except Exception:  # or they would be found in the engine by the next batch
+        for number in rows:
+            engine.cancel(number)
+        engine.finished()
+        raise
     captions = {rows[over.number]: over.steps for over in engine.finished()}
     return Decoded([captions[row] for row in range(len(rows))], engine.executed_rows - before)
 

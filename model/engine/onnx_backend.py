@@ -76,8 +76,10 @@ class OnnxBackend:
         # column is the word itself.
         self._kept_mask = np.full((slots, 1, 1, self._positions + 1), -np.inf, dtype=np.float32)
         self._kept_mask[..., -1] = 0.0
-        shape = (self._layers, 2, slots, self._heads, 0, self._head_width)
-        self._regions, self._regions_mask = np.zeros(shape, np.float32), np.zeros((slots, 1, 1, 0), np.float32)
+        # A region's key is a column: see `Graph.attend`.
+        self._regions_keys = np.zeros((self._layers, slots, self._heads, self._head_width, 0), np.float32)
+        self._regions_values = np.zeros((self._layers, slots, self._heads, 0, self._head_width), np.float32)
+        self._regions_mask = np.zeros((slots, 1, 1, 0), np.float32)
         # Keys and values of an image's regions are made when a word first gets to the layers that read them: at a fast
         # speed many captions never go deep. By the last layer of each span: the slots that lack them.
         self._memories: list[np.ndarray | None] = [None] * slots  # (R, d); slots of one beam share theirs
@@ -85,12 +87,15 @@ class OnnxBackend:
 
     def _reserve_regions(self, regions: int) -> None:
         """Makes room for images of up to so many regions; what was kept stays."""
-        before = self._regions.shape[-2]
-        fresh = np.zeros((self._layers, 2, self._slots, self._heads, regions, self._head_width), dtype=np.float32)
-        fresh[..., :before, :] = self._regions
+        before = self._regions_mask.shape[-1]
+        every = (self._layers, self._slots, self._heads)
+        keys = np.zeros((*every, self._head_width, regions), dtype=np.float32)
+        keys[..., :before] = self._regions_keys
+        values = np.zeros((*every, regions, self._head_width), dtype=np.float32)
+        values[..., :before, :] = self._regions_values
         mask = np.full((self._slots, 1, 1, regions), -np.inf if before else 0.0, dtype=np.float32)
         mask[..., :before] = self._regions_mask
-        self._regions, self._regions_mask = fresh, mask
+        self._regions_keys, self._regions_values, self._regions_mask = keys, values, mask
         self._plans.clear()
 
     def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
@@ -106,7 +111,7 @@ class OnnxBackend:
 
     def admit(self, slots: list[int], memory: Tensor) -> None:
         count = len(memory)
-        if count > self._regions.shape[-2]:
+        if count > self._regions_mask.shape[-1]:
             self._reserve_regions(count)
         array = memory.float().numpy()
         for slot in slots:
@@ -124,11 +129,12 @@ class OnnxBackend:
         count = len(memory)
         key, how = ("regions", span.first, span.last), self._arithmetic(count)
         session = self._session(key, how, lambda how: regions_graph(self._model, span, how))
-        (both,) = session.run(None, {"memory": memory})
-        by_layer = both.reshape(count, -1, 2, self._heads, self._head_width).transpose(1, 2, 3, 0, 4)
+        keys, values = session.run(None, {"memory": memory})
+        layers = slice(span.first - 1, span.last)
         alike = {slot for slot in slots if self._memories[slot] is memory}
         for slot in alike:
-            self._regions[span.first - 1 : span.last, :, slot, :, :count] = by_layer
+            self._regions_keys[layers, slot, ..., :count] = keys
+            self._regions_values[layers, slot, :, :count] = values
         for last in self._lacking:
             if span.first <= last <= span.last:
                 self._lacking[last] -= alike
@@ -140,7 +146,8 @@ class OnnxBackend:
         self._states[to] = self._states[source]
         self._kept_mask[to] = self._kept_mask[source]
         if regions:
-            self._regions[:, :, to] = self._regions[:, :, source]
+            self._regions_keys[:, to] = self._regions_keys[:, source]
+            self._regions_values[:, to] = self._regions_values[:, source]
             self._regions_mask[to] = self._regions_mask[source]
             moves = dict(zip(to.tolist(), source.tolist(), strict=True))
             memories = {new: self._memories[old] for new, old in moves.items()}
@@ -207,9 +214,9 @@ class OnnxBackend:
         session = self._decoder(span, words.size)
         feeds = {**entering, "words_mask": self._mask(words), "regions_mask": self._regions_mask[slots]}
         for m in range(span.first, span.last + 1):
-            for index, kind in enumerate(("keys", "values")):
-                feeds[f"words_{kind}_{m}"] = self._words[m - 1, index, slots]
-                feeds[f"regions_{kind}_{m}"] = self._regions[m - 1, index, slots]
+            feeds[f"words_keys_{m}"], feeds[f"words_values_{m}"] = self._words[m - 1, :, slots].swapaxes(0, 1)
+            feeds[f"regions_keys_{m}"] = self._regions_keys[m - 1, slots]
+            feeds[f"regions_values_{m}"] = self._regions_values[m - 1, slots]
         names = [item.name for item in session.get_outputs()]
         wanted = [item.name for item in session.get_inputs()]
         return dict(zip(names, session.run(names, {name: feeds[name] for name in wanted}), strict=True))
@@ -233,15 +240,15 @@ class OnnxBackend:
         session = self._decoder(span, groups)
         binding = session.io_binding()
         inputs: dict[str, np.ndarray] = {}
+        kept = {"words_keys": self._words[:, 0], "words_values": self._words[:, 1]}
+        kept |= {"regions_keys": self._regions_keys, "regions_values": self._regions_values}
+        masks = {"words_mask": self._kept_mask, "regions_mask": self._regions_mask}
         for item in session.get_inputs():
             name, _, number = item.name.rpartition("_")
-            if name.startswith(("words_", "regions_")):
-                kept = self._words if name.startswith("words_") else self._regions
-                array = kept[int(number) - 1, int(name.endswith("values")), :groups]
-            elif item.name == "regions_mask":
-                array = self._regions_mask[:groups]
-            elif item.name == "words_mask":
-                array = self._kept_mask[:groups]
+            if name in kept:
+                array = kept[name][int(number) - 1, :groups]
+            elif item.name in masks:
+                array = masks[item.name][:groups]
             else:
                 sizes = {"G": groups, "T": 1, "k": self._shallow_width}
                 shape = [sizes.get(size, size) for size in item.shape]

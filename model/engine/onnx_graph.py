@@ -109,11 +109,12 @@ class Graph:
         levels, zero = self.arithmetic.levels, self.constant(np.array(self.arithmetic.levels + 1), np.uint8)
         peak = self.op("ReduceMax", self.op("Abs", x), self.numbers(-1), keepdims=1)
         peak = self.op("Max", peak, self.constant(np.array(1e-12)))
-        scaled = self.op("Mul", x, self.op("Div", self.constant(np.array(levels)), peak))
-        rounded = self.op("QuantizeLinear", scaled, self.constant(np.array(1.0)), zero)
-        product = self.op("MatMulInteger", rounded, self.constant(codes.T, np.int8), zero)
-        by_output = self.op("Mul", self.op("Cast", product, to=TensorProto.FLOAT), self.constant(scale / levels))
-        return self.op("Add", self.op("Mul", by_output, peak), self.constant(bias))
+        rounded = self.op("QuantizeLinear", self.op("Div", x, peak), self.constant(np.array(1 / levels)), zero)
+        scales = [self.constant(np.array(1.0)), self.constant(scale / levels)]
+        product = self.op(
+            "MatMulIntegerToFloat", rounded, self.constant(codes.T, np.int8), *scales, zero, domain=MICROSOFT
+        )
+        return self.op("Add", self.op("Mul", product, peak), self.constant(bias))
 
     def layer(self, x: str, layer: nn.Linear) -> str:
         return self.linear(x, layer.weight, layer.bias)
@@ -121,20 +122,26 @@ class Graph:
     def feed_forward(self, x: str, layer: FeedForward) -> str:
         return self.layer(self.op("Gelu", self.layer(x, layer.up)), layer.down)
 
-    def heads(self, x: str, layers: list[nn.Linear], heads: int) -> list[str]:
-        """`(G, T, d)` -> for each d of the layers' outputs `(G, heads, T, d / heads)`, in one product."""
-        weight = torch.cat([layer.weight.detach() for layer in layers])
-        bias = torch.cat([layer.bias.detach() for layer in layers])
+    def heads(self, x: str, layers: list[nn.Linear], heads: int, scale: float = 1.0) -> list[str]:
+        """`(G, T, d)` -> `scale` times each d of the layers' outputs, `(G, heads, T, d / heads)`, in one product."""
+        weight = torch.cat([layer.weight.detach() for layer in layers]) * scale
+        bias = torch.cat([layer.bias.detach() for layer in layers]) * scale
         width = weight.shape[1]
         parts = len(weight) // width
         shape = self.numbers(0, 0, parts * heads, width // heads)
         by_head = self.op("Transpose", self.op("Reshape", self.linear(x, weight, bias), shape), perm=[0, 2, 1, 3])
         return [by_head] if parts == 1 else self.add("Split", [by_head, self.numbers(*[heads] * parts)], parts, axis=1)
 
-    def attend(self, query: str, keys: str, values: str, mask: str, width: int) -> str:
-        """Each `(G, heads, T or S, .)`, the mask added to the scores -> `(G, T, d)`."""
-        scale = self.head_width**-0.5
-        scores = self.op("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=scale)
+    def attend(self, query: str, keys: str, values: str, mask: str, width: int, keys_are_columns: bool = False) -> str:
+        """Each `(G, heads, T or S, .)`, the mask added to the scores -> `(G, T, d)`.
+
+        With `keys_are_columns` the keys are `(G, heads, ., S)`, which multiplies twice as fast, and the query has been
+        scaled.
+        """
+        if keys_are_columns:
+            scores = self.op("MatMul", query, keys)
+        else:
+            scores = self.op("FusedMatMul", query, keys, domain=MICROSOFT, transB=1, alpha=self.head_width**-0.5)
         chances = self.op("Softmax", self.op("Add", scores, mask), axis=-1)
         mixed = self.op("Transpose", self.op("MatMul", chances, values), perm=[0, 2, 1, 3])
         return self.op("Reshape", mixed, self.numbers(0, 0, width))
@@ -151,7 +158,8 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
 
     Inputs: from layer 1, `tokens` and `positions` (G,); else `state` (G, T, d), and `shallow` (G, k) where an earlier
     layer gave it; `words_mask` (G, 1, T, P + T) and `regions_mask` (G, 1, 1, R), added to attention scores; for each
-    layer m its kept keys and values `words_keys_m`, `words_values_m` (G, heads, P, .) and likewise `regions_*_m`.
+    layer m its kept keys and values `words_keys_m`, `words_values_m` (G, heads, P, .), `regions_values_m`
+    (G, heads, R, .) and `regions_keys_m` (G, heads, ., R).
     Outputs: `keys_values` (layers, 2, G, heads, T, .) of these words; `state` (G, T, d); `shallow` while m is at most
     `shallow_until`; at an exit `log_p` (G, V), `decided` (G, 3) and, where there is a head, `guesses` (G,).
     """
@@ -175,11 +183,11 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
     newest = x
     for m in range(span.first, span.last + 1):
         layer = model.decoder_layers[m - 1]
-        words_keys, words_values, regions_keys, regions_values = (
-            graph.input(f"{seen}_{kind}_{m}", ["G", heads, length, head_width])
-            for seen, length in (("words", "P"), ("regions", "R"))
-            for kind in ("keys", "values")
+        words_keys, words_values, regions_values = (
+            graph.input(f"{name}_{m}", ["G", heads, length, head_width])
+            for name, length in (("words_keys", "P"), ("words_values", "P"), ("regions_values", "R"))
         )
+        regions_keys = graph.input(f"regions_keys_{m}", ["G", heads, head_width, "R"])
         words = layer.words
         query, keys, values = graph.heads(graph.norm(x, layer.words_norm, width), [words.query, words.key_value], heads)
         kept += [keys, values]
@@ -188,8 +196,9 @@ def decoder_graph(model: DeeCap, span: Span, arithmetic: Arithmetic, shallow_unt
         )
         mixed = graph.attend(query, all_keys, all_values, words_mask, width)
         x = graph.op("Add", x, graph.layer(mixed, words.output))
-        (query,) = graph.heads(graph.norm(x, layer.regions_norm, width), [layer.regions.query], heads)
-        mixed = graph.attend(query, regions_keys, regions_values, regions_mask, width)
+        scale = head_width**-0.5
+        (query,) = graph.heads(graph.norm(x, layer.regions_norm, width), [layer.regions.query], heads, scale)
+        mixed = graph.attend(query, regions_keys, regions_values, regions_mask, width, keys_are_columns=True)
         x = graph.op("Add", x, graph.layer(mixed, layer.regions.output))
         x = graph.op("Add", x, graph.feed_forward(graph.norm(x, layer.feed_forward_norm, width), layer.feed_forward))
         newest = graph.op("Gather", x, graph.constant(np.array(-1), np.int64), axis=1)  # (G, d)
@@ -292,12 +301,19 @@ def encoder_graph(model: DeeCap, arithmetic: Arithmetic) -> bytes:
 
 
 def regions_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
-    """`memory` (R, d) -> `keys_values` (R, layers * 2 * d): what the span's attention to the regions reads."""
-    graph = Graph(arithmetic, model.config.width // model.config.heads)
+    """`memory` (R, d) -> what the span's attention to the regions reads: `keys` (layers, heads, d / heads, R) and
+    `values` (layers, heads, R, d / heads).
+    """
+    width, heads = model.config.width, model.config.heads
+    graph = Graph(arithmetic, width // heads)
     layers = [layer.regions.key_value for layer in model.decoder_layers[span.first - 1 : span.last]]
     weight = Tensor(np.concatenate([one.weight.detach().numpy() for one in layers]))
     bias = Tensor(np.concatenate([one.bias.detach().numpy() for one in layers]))
-    graph.output("keys_values", graph.linear(graph.input("memory", ["R", model.config.width]), weight, bias))
+    product = graph.linear(graph.input("memory", ["R", width]), weight, bias)
+    shape = graph.numbers(0, len(layers), 2 * heads, width // heads)
+    keys, values = graph.add("Split", [graph.op("Reshape", product, shape), graph.numbers(heads, heads)], 2, axis=2)
+    graph.output("keys", graph.op("Transpose", keys, perm=[1, 2, 3, 0]))
+    graph.output("values", graph.op("Transpose", values, perm=[1, 2, 0, 3]))
     return graph.finish()
 
 
