@@ -5,21 +5,30 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
+from prometheus_client import CollectorRegistry
 
+from service.broker.base import FrontBroker, WorkerBroker
+from service.broker.memory import MemoryBroker
+from service.broker.redis import RedisBroker
 from service.errors import install_handlers
+from service.front import Front
 from service.images import ImageLimits
-from service.inference import Engine, LocalEngine, bundle_loader
+from service.keys import Quota, read_keys
 from service.metrics import Metrics
-from service.middleware import Envelope
+from service.middleware import Envelope, KeyGuard
+from service.model_thread import ModelThread, StepwiseCaptioner, bundle_loader
 from service.routes import caption, home, metrics, model, probes
-from service.routes.caption_docs import add_problem_schema
+from service.routes.caption_docs import add_key_schemes, add_problem_schema
 from service.routes.context import Context
-from service.settings import Settings
+from service.settings import MEMORY, Settings
+from service.worker import Worker
+from service.worker_metrics import WorkerMetrics
+from service.worker_process import make_cache
 
 log = logging.getLogger(__name__)
 
@@ -29,25 +38,40 @@ Every error is an RFC 9457 problem whose `code` never changes. Send `X-Request-I
 
 
 def create_app(
-    settings: Settings, engine: Engine | None = None, on_engine_failure: Callable[[], None] | None = None
+    settings: Settings,
+    *,
+    broker: FrontBroker | None = None,
+    load: Callable[[], StepwiseCaptioner] | None = None,
+    on_failure: Callable[[], None] | None = None,
 ) -> FastAPI:
-    """The ASGI app. The engine (by default one that runs the settings' bundle in this process) starts with it.
+    """The ASGI app. Nothing begins before its lifespan does; then it answers at once, and captions when it can.
 
-    It answers while the engine starts: `/readyz` and captions with 503. `on_engine_failure` is called on the
-    event loop if the engine cannot start; without it the app stays up and not ready.
+    Over the memory broker of the settings a worker runs in the same process, with the captioner that `load` returns, by
+    default the settings' bundle. `broker` instead makes the app a front alone, and so does a broker elsewhere in the
+    settings. `on_failure` is called on the event loop if the model cannot be loaded; without it the app stays up and
+    not ready. Raises `service.settings.SettingsError` for API keys that cannot be read, and
+    `service.broker.base.BrokerError` for an address of Redis that cannot.
     """
+    keys = read_keys(settings)
     limits = ImageLimits(settings.max_pixels, settings.min_side)
-    running: Engine = engine or LocalEngine(bundle_loader(settings), limits, settings.queue_depth)
-    context = Context(settings, running, Metrics(lambda: running.waiting), limits)
+    own: MemoryBroker | None = None
+    if broker is None and settings.broker == MEMORY:
+        broker = own = MemoryBroker(settings.depths, settings.worker_timeout_s, settings.tries)
+    front = Front(broker or _redis_broker(settings), own_worker=own is not None)
+    told = Metrics(front)
+    context = Context(settings, front, told, limits, Quota(settings.quota_per_minute))
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
-        starting = asyncio.create_task(_start(context, on_engine_failure))
-        try:
+        await front.start()
+        async with AsyncExitStack() as stack:
+            if own is not None:
+                worker = _local_worker(settings, own, load or bundle_loader(settings), told.registry)
+                stack.push_async_callback(worker.stop)
+                starting = asyncio.create_task(_start(worker, on_failure))
+                stack.callback(starting.cancel)
+            stack.push_async_callback(front.stop)  # before the worker: its requests are told, and nothing is given back
             yield
-        finally:
-            starting.cancel()
-            await running.stop()
 
     app = FastAPI(
         title="DeeCap",
@@ -60,32 +84,52 @@ def create_app(
     )
     context.install(app)
     install_handlers(app)
-    app.add_middleware(Envelope, metrics=context.metrics)
+    app.add_middleware(KeyGuard, keys=keys, open_probes=settings.open_probes)
+    app.add_middleware(Envelope, metrics=told)  # added last: around all else
     for routes in (caption, model, probes, metrics, home):
         app.include_router(routes.router)
-    _describe(app)
+    _describe(app, with_keys=bool(keys))
     return app
 
 
-async def _start(context: Context, on_failure: Callable[[], None] | None) -> None:
+def _redis_broker(settings: Settings) -> FrontBroker:
+    return RedisBroker(settings.broker, settings.queue, settings.depths, settings.worker_timeout_s, settings.tries)
+
+
+def _local_worker(
+    settings: Settings, broker: WorkerBroker, load: Callable[[], StepwiseCaptioner], registry: CollectorRegistry
+) -> Worker:
+    """The worker of this process. A supervisor starts the process again where its model hangs."""
+    told = WorkerMetrics(registry)
+    return Worker(
+        broker,
+        ModelThread(load, told, settings.look_batch),
+        ImageLimits(settings.max_pixels, settings.min_side),
+        make_cache(settings, told),
+        told,
+        hang_seconds=settings.hang_timeout_s,
+        drain_seconds=settings.drain_timeout_s,
+    )
+
+
+async def _start(worker: Worker, on_failure: Callable[[], None] | None) -> None:
     try:
-        await context.engine.start()
+        await worker.start()
     except Exception as error:
         log.critical("the model cannot be loaded: %s", error, exc_info=error)
         if on_failure is not None:
             on_failure()
-        return
-    if context.engine.info is not None:
-        context.metrics.model_loaded(context.engine.info)
 
 
-def _describe(app: FastAPI) -> None:
+def _describe(app: FastAPI, with_keys: bool) -> None:
     """Completes the OpenAPI document, made on the first request for it."""
 
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
             app.openapi_schema = add_problem_schema(document)
+            if with_keys:
+                add_key_schemes(document)
         return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]  # FastAPI's documented way to extend it

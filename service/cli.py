@@ -17,6 +17,7 @@ from service.commands.evaluate import evaluate
 from service.commands.export import export
 from service.commands.serve import serve
 from service.commands.train import train
+from service.commands.worker import worker
 from service.requirements_check import installed_version
 
 app = typer.Typer(
@@ -28,6 +29,7 @@ app = typer.Typer(
 )
 app.command()(caption)
 app.command()(serve)
+app.command()(worker)
 app.command()(doctor)
 app.command()(train)
 app.command()(export)

@@ -31,6 +31,7 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "empty_body": Kind(400, "The request has no body"),
         "malformed_json": Kind(400, "The body is not valid JSON"),
         "malformed_multipart": Kind(400, "The body is not valid multipart/form-data"),
+        "unauthorized": Kind(401, "The request needs an API key"),
         "not_found": Kind(404, "There is nothing at this address"),
         "method_not_allowed": Kind(405, "This address does not take this method"),
         "body_timeout": Kind(408, "The body did not arrive in time"),
@@ -47,12 +48,16 @@ KINDS: Mapping[str, Kind] = MappingProxyType(
         "invalid_option": Kind(422, "An option has a value that is not allowed"),
         "unknown_speed": Kind(422, "The speed is not one that the model offers"),
         "invalid_request": Kind(422, "The request is not as it should be"),
+        "quota_exceeded": Kind(429, "The key's quota is used up"),
         # No one reads it; it keeps requests whose client hung up apart in logs and metrics (nginx's number).
         "client_gone": Kind(499, "The client has gone"),
         "internal": Kind(500, "The service failed"),
+        "poison": Kind(500, "The photo made workers fail; do not send it again"),
         "not_ready": Kind(503, "The model is not ready"),
         "overloaded": Kind(503, "The service is busy"),
         "stopping": Kind(503, "The service is stopping"),
+        "no_worker": Kind(503, "No worker is there"),
+        "unavailable": Kind(503, "The queue cannot be reached"),
         "deadline_exceeded": Kind(504, "No answer in time"),
     }
 )
@@ -63,15 +68,19 @@ class Problem(Exception):
     """Raised anywhere in the service to end the request with the problem `code` of `KINDS`.
 
     `detail` is for the person who sent the request: what is wrong and what would be right.
-    `retry_after` in whole seconds becomes the Retry-After header (RFC 9110, 10.2.3).
+    `retry_after` in whole seconds becomes the Retry-After header (RFC 9110, 10.2.3); `headers` go with it.
     """
 
-    def __init__(self, code: str, detail: str, *, retry_after: int | None = None) -> None:
+    def __init__(
+        self, code: str, detail: str, *, retry_after: int | None = None, headers: Mapping[str, str] | None = None
+    ) -> None:
         super().__init__(detail)
         self.code = code
         self.detail = detail
         self.kind = KINDS[code]
+        self.retry_after = retry_after
         self.headers = {} if retry_after is None else {"Retry-After": str(retry_after)}
+        self.headers.update(headers or {})
 
 
 def printable(text: str, limit: int = 60) -> str:

@@ -1,34 +1,34 @@
-"""What the service tells Prometheus. Our names begin with `deecap_`, times are in seconds, counters end in `_total`."""
+"""What a front tells Prometheus. Our names begin with `deecap_`, times are in seconds, counters end in `_total`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterable
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, Info, ProcessCollector
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
+from prometheus_client.metrics_core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
 
-from model.exits import ResolvedSpeed
-from service.inference import Answer, ModelInfo
+from service.errors import KINDS
+from service.front import Front
+from service.jobs import PRIORITIES, QueueState
 
-# From a cached answer on a GPU to the default deadline.
-SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.175, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
-
-
-def speed_label(resolved: ResolvedSpeed) -> str:
-    """One of six values, so that numbers sent by clients cannot multiply the time series."""
-    if resolved.requested is None:
-        return "tau"
-    return resolved.tier or "custom"
+# Close together where captions are, and an edge at each promise: 0.1 s and 0.25 s. The last is the usual deadline.
+SECONDS = (
+    0.005, 0.01, 0.02, 0.03, 0.04, 0.05, 0.06, 0.08, 0.1, 0.125, 0.15, 0.2, 0.25, 0.35, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0,
+)  # fmt: skip
+LONGEST_EXEMPLAR_ID = 128 - len("request_id")  # OpenMetrics 1.0 lets an exemplar's labels have 128 characters in all
+# Told before any worker saw the photo.
+REJECTED = frozenset(code for code, kind in KINDS.items() if kind.status in (400, 401, 408, 413, 415, 422, 429, 503))
 
 
 class Metrics:
-    """One app's metrics, in a registry of their own so that several apps can live in one process."""
+    """One front's metrics, in a registry of their own so that several apps can live in one process."""
 
-    def __init__(self, waiting: Callable[[], int]) -> None:
+    def __init__(self, front: Front) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
+        self.registry.register(QueueCollector(front))
         self.in_flight = Gauge("deecap_requests_in_flight", "Requests being answered.", registry=self.registry)
-        queued = Gauge("deecap_queue_jobs", "Photos that wait for the model.", registry=self.registry)
-        queued.set_function(waiting)
         self._requests = Histogram(
             "deecap_request_duration_seconds",
             "From a request's headers to the end of its answer. `outcome` is ok, the problem's code, or cancelled.",
@@ -36,45 +36,75 @@ class Metrics:
             buckets=SECONDS,
             registry=self.registry,
         )
-        self._stages = Histogram(
-            "deecap_stage_duration_seconds",
-            "Parts of a caption: queue, decode_image, look, describe (encoder and words).",
-            ["stage"],
-            buckets=SECONDS,
+        self._rejections = Counter(
+            "deecap_rejections",
+            "Requests to do something (POST) that were refused, by the problem's code: at fault, over a limit, or not "
+            "to be served now.",
+            ["reason"],
             registry=self.registry,
         )
-        self._words = Counter("deecap_words", "Words written.", ["speed"], registry=self.registry)
-        self._saved = Counter(
-            "deecap_layers_saved",
-            "Decoder layers above the exits of decoding steps, end of sentence included.",
-            ["speed"],
-            registry=self.registry,
-        )
-        self._exits: Histogram | None = None
-
-    def model_loaded(self, info: ModelInfo) -> None:
-        """Adds what depends on the model. To be called once."""
-        Info("deecap_model", "The model served.", registry=self.registry).info(
-            {"name": info.name, "revision": info.revision, "device": info.device, "layers": str(info.layers)}
-        )
-        self._exits = Histogram(
-            "deecap_exit_layer",
-            "The layer at which a decoding step left, end of sentence included.",
-            ["speed"],
-            buckets=range(1, info.layers + 1),
-            registry=self.registry,
+        self._disconnects = Counter(
+            "deecap_disconnects", "Requests whose client hung up before the answer.", registry=self.registry
         )
 
-    def request_done(self, route: str, speed: str, outcome: str, seconds: float) -> None:
-        self._requests.labels(route, speed, outcome).observe(seconds)
+    def request_done(self, method: str, route: str, speed: str, outcome: str, seconds: float, request_id: str) -> None:
+        exemplar = {"request_id": request_id} if len(request_id) <= LONGEST_EXEMPLAR_ID else None
+        self._requests.labels(route, speed, outcome).observe(seconds, exemplar)
+        if outcome == "client_gone":
+            self._disconnects.inc()
+        elif method == "POST" and outcome in REJECTED:
+            self._rejections.labels(outcome).inc()
 
-    def captioned(self, answer: Answer) -> None:
-        caption, times = answer.caption, answer.timings
-        speed = speed_label(caption.speed)
-        for stage in ("queue", "decode_image", "look", "describe"):
-            self._stages.labels(stage).observe(getattr(times, stage))
-        self._words.labels(speed).inc(len(caption.words))
-        self._saved.labels(speed).inc(sum(caption.layers - step.exit_layer for step in caption.steps))
-        if self._exits is not None:
-            for step in caption.steps:
-                self._exits.labels(speed).observe(step.exit_layer)
+
+class QueueCollector(Collector):
+    """Queue and workers as the front last saw them. Every front of a queue tells the same: take the maximum.
+
+    While the store is lost there are no such series, since nobody knows.
+    """
+
+    def __init__(self, front: Front) -> None:
+        self._front = front
+
+    def collect(self) -> Iterable[Metric]:
+        front = self._front
+        yield GaugeMetricFamily("deecap_captions_under_way", "Captions that requests wait for.", front.under_way)
+        yield CounterMetricFamily(
+            "deecap_resubmissions",
+            "Jobs submitted again: after the store was lost, or since they took long.",
+            front.resubmitted,
+        )
+        yield CounterMetricFamily("deecap_store_losses", "Times that the store was lost.", front.store_losses)
+        late = CounterMetricFamily(
+            "deecap_deadline_misses",
+            "Captions that were late. `place` is front (its own clock) or worker (told so by worker or queue).",
+            labels=["place"],
+        )
+        for place in ("front", "worker"):
+            late.add_metric([place], front.late.get(place, 0))
+        yield late
+        state = front.state
+        yield GaugeMetricFamily("deecap_store_up", "Whether the store behind the queue answers.", state is not None)
+        if state is not None:
+            yield from _queue(state)
+
+    def describe(self) -> Iterable[Metric]:
+        return ()  # so that registering collects nothing
+
+
+def _queue(state: QueueState) -> Iterable[Metric]:
+    jobs = GaugeMetricFamily("deecap_queue_jobs", "Photos that wait for a worker.", labels=["priority"])
+    for priority in PRIORITIES:
+        jobs.add_metric([priority], state.waiting.get(priority, 0))
+    yield jobs
+    yield GaugeMetricFamily("deecap_queue_oldest_seconds", "How long the oldest of them has waited.", state.oldest)
+    yield CounterMetricFamily("deecap_queue_answered", "Jobs answered since the queue began.", state.answered)
+    yield CounterMetricFamily("deecap_redeliveries", "Jobs taken over from dead workers.", state.redelivered)
+    yield CounterMetricFamily("deecap_dead_letters", "Jobs given up since every worker died of them.", state.dead)
+    workers = GaugeMetricFamily("deecap_workers", "Workers that live, and those that caption.", labels=["state"])
+    workers.add_metric(["alive"], len(state.workers))
+    workers.add_metric(["ready"], sum(worker.ready for worker in state.workers))
+    yield workers
+    slots = sum(worker.slots for worker in state.workers)
+    yield GaugeMetricFamily("deecap_slots", "Captions that all workers together can have in the making.", slots)
+    running = sum(worker.running for worker in state.workers)
+    yield GaugeMetricFamily("deecap_jobs_running", "Jobs that workers have taken and not answered.", running)

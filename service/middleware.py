@@ -1,4 +1,4 @@
-"""Around every request: its id, its place in the metrics, and the last resort against exceptions."""
+"""Around every request: its ids, its place in metrics and log, its key, and the last resort against exceptions."""
 
 from __future__ import annotations
 
@@ -12,17 +12,25 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import problem_response
+from service.errors import printable, problem_response
+from service.keys import ApiKeys
+from service.logs import ACCESS, RequestIds, current, fields
 from service.metrics import Metrics
+from service.trace import trace_id
 
 log = logging.getLogger(__name__)
+access = logging.getLogger(ACCESS)
 
 # What ids are made of in practice, and nothing that could break a log line or a header.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:~+/=@-]{1,128}")
+PROBES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # their good answers would bury the rest of the log
+PAGES = frozenset({"/", "/docs", "/openapi.json"})  # how to ask; the pages of `/problems/` are open too
 
 
 class Envelope:
-    """Pure ASGI, outermost: sets `request_id` and `arrived` (time.monotonic(), seconds) in the request's state."""
+    """Pure ASGI, outermost: sets `request_id`, `traceparent` ("" for none that is valid) and `arrived`
+    (time.monotonic(), seconds) in the request's state; counts the request and logs its one line.
+    """
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app = app
@@ -33,32 +41,95 @@ class Envelope:
             await self._app(scope, receive, send)
             return
         arrived = time.monotonic()
-        sent_id = Headers(scope=scope).get("x-request-id", "")
+        headers = Headers(scope=scope)
+        sent_id = headers.get("x-request-id", "")
         request_id = sent_id if _SAFE_ID.fullmatch(sent_id) else uuid.uuid4().hex
+        parents = headers.getlist("traceparent")
+        traced = trace_id(parents[0]) if len(parents) == 1 else ""
         # A dict of its own: the server shares one between all requests.
-        state = scope["state"] = {**scope.get("state", {}), "request_id": request_id, "arrived": arrived}
-        begun = False
+        state = scope["state"] = {
+            **scope.get("state", {}),
+            "request_id": request_id,
+            "traceparent": parents[0] if traced else "",
+            "arrived": arrived,
+        }
+        status = 0
 
         async def send_with_id(message: Message) -> None:
-            nonlocal begun
+            nonlocal status
             if message["type"] == "http.response.start":
-                begun = True
+                status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
             await send(message)
 
-        with self._metrics.in_flight.track_inprogress():
-            try:
+        ids = current.set(RequestIds(request_id, traced))
+        try:
+            with self._metrics.in_flight.track_inprogress():
                 await self._app(scope, receive, send_with_id)
-            except asyncio.CancelledError:  # the server stops and waits no longer
-                state["outcome"] = "cancelled"
-                raise
-            except Exception:
-                log.exception("request %s failed", request_id)
-                state["outcome"] = "internal"
-                if not begun:  # else the client sees a cut answer, which is the truth
-                    detail = "Something went wrong here; the request id finds it in the log."
-                    await problem_response(Request(scope), "internal", detail)(scope, receive, send_with_id)
-            finally:
-                route = getattr(scope.get("route"), "path", "unmatched")
-                seconds = time.monotonic() - arrived
-                self._metrics.request_done(route, state.get("speed", "none"), state.get("outcome", "ok"), seconds)
+        except asyncio.CancelledError:  # the server stops and waits no longer
+            state["outcome"] = "cancelled"
+            raise
+        except Exception:
+            log.exception("request %s failed", request_id)
+            state["outcome"] = "internal"
+            if status == 0:  # else the client sees a cut answer, which is the truth
+                detail = "Something went wrong here; the request id finds it in the log."
+                await problem_response(Request(scope), "internal", detail)(scope, receive, send_with_id)
+        finally:
+            self._done(scope, status, time.monotonic() - arrived)
+            current.reset(ids)
+
+    def _done(self, scope: Scope, status: int, seconds: float) -> None:
+        state, method = scope["state"], scope["method"]
+        route = getattr(scope.get("route"), "path", "unmatched")
+        outcome = state.get("outcome", "ok")
+        speed = state.get("speed", "none")
+        self._metrics.request_done(method, route, speed, outcome, seconds, state["request_id"])
+        said = fields(
+            method=printable(method, 16),
+            route=route,
+            status=status,
+            outcome=outcome,
+            ms=round(seconds * 1000, 1),
+            **({"speed": speed} if "speed" in state else {}),
+            **({"key": state["key"]} if "key" in state else {}),
+        )
+        access.log(logging.DEBUG if route in PROBES and status == 200 else logging.INFO, "request", extra=said)
+
+
+class KeyGuard:
+    """Pure ASGI, within the envelope: lets in who has a key, and puts its name as `key` into the request's state.
+
+    What needs no key is named here; all else does, so that a new address is never open by oversight.
+    """
+
+    def __init__(self, app: ASGIApp, keys: ApiKeys, open_probes: bool) -> None:
+        self._app = app
+        self._keys = keys
+        self._open = PAGES | PROBES if open_probes else PAGES
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or not self._keys:
+            await self._app(scope, receive, send)
+            return
+        presented = _presented_key(Headers(scope=scope))
+        name = None if presented is None else self._keys.find(presented)
+        if name is not None:
+            scope["state"]["key"] = name
+        elif not (scope["path"] in self._open or scope["path"].startswith("/problems/")):
+            what = "There is none in this request" if presented is None else "The one in this request is not known"
+            challenge = 'Bearer realm="deecap"' + ("" if presented is None else ', error="invalid_token"')
+            detail = f"{what}: send Authorization: Bearer <key>, or X-API-Key: <key>."
+            headers = {"WWW-Authenticate": challenge}
+            response = problem_response(Request(scope), "unauthorized", detail, headers=headers)
+            await response(scope, receive, send)
+            return
+        await self._app(scope, receive, send)
+
+
+def _presented_key(headers: Headers) -> str | None:
+    """The key of `Authorization: Bearer` (RFC 6750, 2.1), else of `X-API-Key`; None for neither."""
+    scheme, _, token = headers.get("authorization", "").partition(" ")
+    if scheme.lower() == "bearer":
+        return token.strip()
+    return headers.get("x-api-key")

@@ -8,6 +8,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from model.exits import TIERS
 from service.errors import Problem, printable
+from service.jobs import Priority
 
 _SPEED = f"{', '.join(TIERS)}, or a number from 1 to the end of the table in `/v1/speeds`"
 _RESERVED = "Reserved: validated, no effect yet."
@@ -45,7 +46,11 @@ class CaptionOptions(BaseModel):
         description="Milliseconds from the request's arrival until 504; at most, and by default, 30000. "
         "A body that is still arriving has the server's limit, whatever is asked for here.",
     )
-    priority: Literal["interactive", "batch"] = Field("interactive", description=_RESERVED)
+    priority: Priority = Field(
+        "interactive",
+        description="`interactive` goes first. `batch` waits in a longer queue and gets one place in eight while "
+        "interactive photos keep coming.",
+    )
     min_speed: Speed | None = Field(None, description=f"Lowest speed under load: {_SPEED}. {_RESERVED}")
     max_speed: Speed | None = Field(None, description=f"Highest speed under load: {_SPEED}. {_RESERVED}")
 

@@ -1,61 +1,108 @@
-"""`deecap serve`: the front and the model in one process, under uvicorn."""
+"""`deecap serve`: the front under uvicorn, and, over the memory broker, the model in the same process."""
 
 from __future__ import annotations
 
+import asyncio
 import logging
+import math
 import signal
+import socket
 import sys
+import time
 import warnings
+from types import FrameType
 
 import uvicorn
 
+from service import logs
 from service.app import create_app
-from service.settings import Settings
+from service.front import Front
+from service.routes.context import Context
+from service.settings import MEMORY, Settings, without_password
+
+log = logging.getLogger(__name__)
 
 
 def serve(settings: Settings) -> None:
-    """Prints the address, then serves until SIGTERM or SIGINT, lets the requests under way finish, and ends.
+    """Prints the address, then serves until SIGTERM or SIGINT.
 
-    Raises `SystemExit`: 0 after a signal, 1 where the port is taken or the model cannot be loaded.
+    Then no more captions are taken, those under way are answered, and the process ends; a second signal ends it at
+    once. Where the model hangs, it ends with `service.worker.HANG_STATUS`. Raises `SystemExit` with 1 where the port is
+    taken or the model cannot be loaded, and what `create_app` raises.
     """
-    logging.basicConfig(level=logging.INFO, format="%(levelname)s %(name)s: %(message)s")
-    # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
-    warnings.filterwarnings("ignore", module=r"PIL\.")
     failed = False
 
-    def on_engine_failure() -> None:
+    def on_failure() -> None:
         nonlocal failed
         failed = True
         server.should_exit = True
 
-    app = create_app(settings, on_engine_failure=on_engine_failure)
+    app = create_app(settings, on_failure=on_failure)
+    logs.set_up(settings)
+    # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     config = uvicorn.Config(
-        app,
-        host=settings.host,
-        port=settings.port,
-        server_header=False,
-        # A request may take this long, so a stop waits this long for the last ones.
-        timeout_graceful_shutdown=settings.timeout_ms // 1000 + 1,
+        app, host=settings.host, port=settings.port, server_header=False, log_config=None, access_log=False
     )
-    server = uvicorn.Server(config)
+    server = DrainingServer(config, Context.of(app).front, settings.drain_timeout_s)
     try:
-        socket = config.bind_socket()  # first of all, so that a taken port is told before a model is loaded
+        listening = config.bind_socket()  # first of all, so that a taken port is told before a model is loaded
     except SystemExit as error:  # uvicorn's way to say so, without the port
         place = f"{settings.host}:{settings.port}"
         raise SystemExit(f"cannot listen on {place}: choose another with --port or DEECAP_PORT") from error
-    # uvicorn sends itself the signal again once it is done; by default that would look like a crash.
-    for number in (signal.SIGTERM, signal.SIGINT):
+    listening.listen(config.backlog)  # who reads the address below may use it at once, and waits a moment at most
+    for number in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over, there is nothing to finish
         signal.signal(number, lambda *_: sys.exit(0))
-    print(_welcome(settings.host, socket.getsockname()[1]), flush=True)
-    server.run(sockets=[socket])
+    log.info("settings", extra=logs.fields(**settings.redacted()))
+    print(_welcome(settings, listening.getsockname()[1]), flush=True)
+    server.run(sockets=[listening])
     if failed:
         raise SystemExit(1)
 
 
-def _welcome(host: str, port: int) -> str:
+class DrainingServer(uvicorn.Server):
+    """uvicorn that goes on listening after a signal until the captions under way are answered.
+
+    So probes can see that it is not ready, and new captions are refused with 503 rather than with a closed port.
+    """
+
+    def __init__(self, config: uvicorn.Config, front: Front, seconds: float) -> None:
+        """`seconds` that captions under way may take after a signal, and with them the last answers."""
+        super().__init__(config)
+        self._front = front
+        self._seconds = seconds
+        self._draining: asyncio.Task[None] | None = None
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().serve(sockets)
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called between any two steps of the main thread. uvicorn's own would send itself the signal again at the
+        end, which would make a clean end look like a crash."""
+        self._loop.call_soon_threadsafe(self._stop)
+
+    def _stop(self) -> None:
+        if self._draining is not None:  # somebody is in a hurry
+            self.should_exit = self.force_exit = True
+            return
+        self._draining = asyncio.create_task(self._drain())
+
+    async def _drain(self) -> None:
+        end = time.monotonic() + self._seconds
+        log.info("stopping: %d captions are under way", self._front.under_way)
+        await self._front.drain(self._seconds)
+        self.config.timeout_graceful_shutdown = max(1, math.ceil(end - time.monotonic()))
+        self.should_exit = True
+
+
+def _welcome(settings: Settings, port: int) -> str:
+    host = settings.host
     shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
     address = f"http://{shown}:{port}"
+    alone = "the model is ready in a few seconds"
+    front = f"captions come from the workers of the queue {settings.queue} at {without_password(settings.broker)}"
     return (
-        f"DeeCap answers at {address} (how to ask: {address}/docs); the model is ready in a few seconds.\n"
+        f"DeeCap answers at {address} (how to ask: {address}/docs); {alone if settings.broker == MEMORY else front}.\n"
         f"  curl -F image=@photo.jpg -F speed=fast {address}/v1/caption"
     )

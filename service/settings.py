@@ -8,11 +8,15 @@ import re
 from importlib.resources import files
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from service.jobs import Priority
+
 PREFIX = "DEECAP_"
+MEMORY = "memory"  # the broker within one process
 # Kubernetes puts these there for a Service named "deecap"; they are not ours, and DEECAP_PORT among them clashes.
 _SERVICE_LINK = re.compile(r"DEECAP_(SERVICE_(HOST|PORT).*|PORT_\d+_(TCP|UDP).*)")
 
@@ -44,10 +48,34 @@ class Settings(BaseSettings):
         0, ge=0, description="CPU threads of extractor and encoder. 0: as many cores as the container may use."
     )
     broker: str = Field(
-        "memory",
+        MEMORY,
         pattern=r"^(memory|rediss?://.+)$",
-        description="What stands between front and worker: `memory`, in this process. `doctor` checks a `redis://` "
-        "address too, but this version cannot serve through one and refuses to.",
+        description="What stands between fronts and workers. `memory`: both in one process. `redis://host:port/0`: "
+        "`deecap serve` is a front alone, and any number of `deecap worker` caption.",
+    )
+    queue: str = Field(
+        "deecap",
+        pattern=r"^[A-Za-z0-9_.-]{1,64}$",
+        description="Name of the queue in Redis. Fronts and workers of one service share it; another service on the "
+        "same Redis needs another.",
+    )
+    redis_cache: str = Field(
+        "",
+        pattern=r"^(|rediss?://.+)$",
+        description="Redis that keeps what was seen in photos, shared by all workers. Empty: each worker's own memory. "
+        "An instance of its own, so that a full cache cannot push out the queue.",
+    )
+    feature_cache_mb: int = Field(
+        64,
+        ge=0,
+        description="Megabytes of what was seen in photos that are kept, so that the same photo at another "
+        "speed is not looked at again. 0: none.",
+    )
+    feature_cache_ttl_s: float = Field(
+        3600.0, gt=0, description="Seconds that Redis keeps what was seen in a photo. An hour spans one user's session."
+    )
+    look_batch: int = Field(
+        4, ge=1, le=64, description="Photos looked at in one run of the extractor, at most. More makes the first wait."
     )
     host: str = Field(
         "127.0.0.1", description="Address to listen on. The default reaches no further than this machine; 0.0.0.0 does."
@@ -69,7 +97,32 @@ class Settings(BaseSettings):
         8, ge=1, description="Shortest side in pixels. Below 8 there is nothing to see, and a caption would be made up."
     )
     queue_depth: int = Field(
-        64, ge=1, description="Photos that may wait for the model; more are refused with 503 while they can be retried."
+        64,
+        ge=1,
+        description="Photos of priority `interactive` that may wait for a worker; more are refused with 503 while they "
+        "can be retried.",
+    )
+    batch_queue_depth: int = Field(
+        256, ge=1, description="The same for priority `batch`, whose clients can wait longer."
+    )
+    worker_timeout_s: float = Field(
+        5.0, gt=0, description="Seconds without a heartbeat after which a worker is dead and others get its photos."
+    )
+    tries: int = Field(
+        3, ge=1, le=10, description="Workers that one photo may kill before it is refused as `poison` and put aside."
+    )
+    hang_timeout_s: float = Field(
+        20.0,
+        gt=0,
+        description="Seconds without progress after which a worker's model hangs: its process ends, to be restarted.",
+    )
+    drain_timeout_s: float = Field(
+        25.0,
+        ge=0,
+        description="Seconds that what is under way may take after SIGTERM. Kubernetes kills after 30.",
+    )
+    metrics_port: int = Field(
+        8001, ge=0, le=65535, description="TCP port of a worker's own `/metrics` and probes; 0 takes any free one."
     )
     timeout_ms: int = Field(
         30_000,
@@ -77,6 +130,46 @@ class Settings(BaseSettings):
         description="Milliseconds a request may take, and the most that its `timeout_ms` may ask for. "
         "30 s is what many proxies allow.",
     )
+    api_keys: SecretStr = Field(
+        SecretStr(""),
+        description="Keys that may caption, `key` or `name:key`, separated by commas. The name goes into the logs. "
+        "Empty, and no file either: everybody may.",
+    )
+    api_keys_file: Path | None = Field(
+        None, description="File of such keys, one per line; `#` begins a comment. Read once, at the start."
+    )
+    quota_per_minute: int = Field(
+        0,
+        ge=0,
+        description="Captions that each key may ask each front for per minute, all at once if it likes; more get 429. "
+        "0, or no keys: no quota.",
+    )
+    open_probes: bool = Field(
+        True, description="Whether `/livez`, `/readyz`, `/startupz` and `/metrics` need no key: probes seldom send one."
+    )
+    log_format: Literal["auto", "json", "text"] = Field(
+        "auto", description="`json`: one object per line. `auto`: text on a terminal, json otherwise."
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="The least that is logged.")
+
+    @field_validator("api_keys_file", mode="before")
+    @classmethod
+    def _empty_is_none(cls, value: Any) -> Any:
+        return None if value == "" else value
+
+    @field_validator("broker", "redis_cache")
+    @classmethod
+    def _an_address(cls, value: str) -> str:
+        try:
+            _ = urlsplit(value).port
+        except ValueError as error:
+            raise ValueError("is no address that can be read") from error
+        return value
+
+    @field_validator("log_level", "log_format", mode="before")
+    @classmethod
+    def _any_case(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
 
     @field_validator("port", mode="before")
     @classmethod
@@ -110,8 +203,33 @@ class Settings(BaseSettings):
         except ValidationError as error:
             raise SettingsError("; ".join(_in_words(each) for each in error.errors())) from error
 
+    @property
+    def depths(self) -> dict[Priority, int]:
+        """Photos that may wait, by priority."""
+        return {"interactive": self.queue_depth, "batch": self.batch_queue_depth}
+
+    def redacted(self) -> dict[str, str]:
+        """Every setting by its name in the environment, fit for a log: no key and no password."""
+        shown = {PREFIX + name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
+        return {name: without_password(value) if "://" in value else value for name, value in shown.items()}
+
+
+def without_password(url: str) -> str:
+    """The address with `***` for its password, also where that stands in the query, as redis-py allows."""
+    parts = urlsplit(url)
+    place = parts.netloc
+    if "@" in place:
+        user, _, host = place.rpartition("@")
+        place = f"{user.split(':')[0]}:***@{host}"
+    query = [(name, "***" if name == "password" else value) for name, value in parse_qsl(parts.query)]
+    return urlunsplit(parts._replace(netloc=place, query=urlencode(query, safe="*")))
+
 
 def _in_words(error: Any) -> str:
     name = PREFIX + str(error["loc"][0]).upper() if error["loc"] else ""
     message = str(error["msg"]).removeprefix("Value error, ")
     return f"{name}: {message}" if name else message
+
+
+def _shown(value: object) -> str:
+    return "" if value is None else str(value)

@@ -65,16 +65,21 @@ class Examination:
         yield "broker", guarded(lambda: check_broker(os.environ.get("DEECAP_BROKER", "")))
         yield "settings", guarded(self._read_settings)
         if settings := self.settings:
+            if settings.redis_cache:
+                yield "cache", guarded(lambda: check_broker(settings.redis_cache))
             yield "providers", guarded(lambda: check_providers(settings.device))
             yield "bundle", guarded(lambda: self._load(settings))
         if captioner := self.captioner:
             yield "caption", guarded(lambda: check_caption(captioner))
 
     def _read_settings(self) -> Finding:
+        from service.keys import read_keys
         from service.settings import Settings
 
         self.settings = Settings.load(bundle=self.bundle, device=self.device)
-        return Finding("OK", f"device {self.settings.device}, bundle {self.settings.bundle}")
+        keys = len(read_keys(self.settings))
+        who = f"{keys} API keys" if keys else "no API keys, everybody may caption"
+        return Finding("OK", f"device {self.settings.device}, bundle {self.settings.bundle}, {who}")
 
     def _load(self, settings: Settings) -> Finding:
         from model.captioner import Captioner

@@ -1,4 +1,4 @@
-"""`deecap serve`: the HTTP service on this machine, front and worker in one process."""
+"""`deecap serve`: the HTTP service, with the model in the same process or, over Redis, without."""
 
 from __future__ import annotations
 
@@ -18,12 +18,18 @@ def serve(
 ) -> None:
     """Start the service and print its address.
 
-    What is not given here comes from the environment: DEECAP_HOST, DEECAP_PORT, DEECAP_BUNDLE, DEECAP_DEVICE.
+    With DEECAP_BROKER=redis://... it is a front alone, and `deecap worker` captions; else both are in this process.
+    What is not given here comes from the environment: DEECAP_HOST, DEECAP_PORT, DEECAP_BUNDLE, DEECAP_DEVICE and more.
     """
+    from service.settings import MEMORY, SettingsError
+
     settings = read_settings(host=host, port=port, bundle=bundle, device=device)
-    if settings.broker != "memory":
-        stop("this version serves through the memory broker alone: leave DEECAP_BROKER unset")
-    require_onnx_runtime()
+    if settings.broker == MEMORY:
+        require_onnx_runtime()  # a front alone needs none
+    from service.broker.base import BrokerError
     from service.serve import serve as run
 
-    run(settings)
+    try:
+        run(settings)
+    except (SettingsError, BrokerError) as error:  # API keys or an address, which are read with the app
+        stop(str(error))

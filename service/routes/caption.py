@@ -4,22 +4,25 @@ from __future__ import annotations
 
 import asyncio
 import time
+import uuid
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
-from model.caption import Regions
 from model.exits import ResolvedSpeed, SpeedTable, UnknownSpeedError
 from service.errors import Problem
+from service.front import Front
 from service.images import check_header
-from service.inference import Answer, Engine, Job, ModelInfo
-from service.metrics import speed_label
+from service.jobs import Answer, Job
 from service.routes.caption_docs import OPENAPI, RESPONSES
 from service.routes.context import context_of
 from service.routes.reading import read_request
 from service.schemas import CaptionOptions, CaptionOut, ModelName, RegionOut, SpeedOut, TimingsOut, WordOut
+from service.worker_metrics import speed_label
 
 router = APIRouter()
+
+_STAGES = {"decode_image": "decode"}  # in Server-Timing, where browsers show the names
 
 
 @router.post("/caption", include_in_schema=False)
@@ -37,23 +40,31 @@ async def caption(request: Request) -> JSONResponse:
     The options are the same in all three; a query string works with each of them.
     """
     context = context_of(request)
-    model = context.ready_model()
+    model = context.front.check_ready()  # before the body: who cannot be served need not send it
+    context.charge(request)
     longest = context.settings.timeout_ms
     image, options = await read_request(request, context.settings.max_body_bytes, longest / 1000)
     if options.timeout_ms is not None and options.timeout_ms > longest:
         raise Problem("invalid_option", f"timeout_ms: at most {longest}")
     request.state.speed = speed_label(resolve(model.speeds, options))
     await asyncio.to_thread(check_header, image, context.limits)  # before it takes a place in the queue
+    left = request.state.arrived + (options.timeout_ms or longest) / 1000 - time.monotonic()
     job = Job(
+        id=uuid.uuid4().hex,
         image=image,
         speed=options.speed,
         tau=options.tau,
         beam=options.beam,
-        deadline=request.state.arrived + (options.timeout_ms or longest) / 1000,
+        priority=options.priority,
+        deadline=context.front.clock() + left,
+        request_id=request.state.request_id,
+        traceparent=request.state.traceparent,
     )
-    answer = await answer_in_time(request, context.engine, job)
-    context.metrics.captioned(answer)
-    return JSONResponse(_document(request, model, answer, options.regions))
+    answer = await answer_unless_gone(request, context.front, job)
+    document = _document(request, answer, options.regions)
+    timing = ", ".join(f"{_STAGES.get(name, name)};dur={ms}" for name, ms in document.timings_ms)
+    left_out = None if options.regions else {"regions"}
+    return JSONResponse(document.model_dump(mode="json", exclude=left_out), headers={"Server-Timing": timing})
 
 
 def resolve(table: SpeedTable, options: CaptionOptions) -> ResolvedSpeed:
@@ -69,22 +80,21 @@ def resolve(table: SpeedTable, options: CaptionOptions) -> ResolvedSpeed:
     return asked
 
 
-async def answer_in_time(request: Request, engine: Engine, job: Job) -> Answer:
-    """The engine's answer. Gives the job up and raises `Problem` when the deadline passes or the client goes."""
-    work = asyncio.ensure_future(engine.caption(job))
+async def answer_unless_gone(request: Request, front: Front, job: Job) -> Answer:
+    """The job's answer. Gives the job up and raises `Problem` `client_gone` when the client closes the connection.
+
+    Raises what `Front.caption` raises. The body must have been read.
+    """
+    work = asyncio.ensure_future(front.caption(job))
     gone = asyncio.ensure_future(_until_gone(request))
     try:
-        left = max(0.0, job.deadline - time.monotonic())
-        await asyncio.wait({work, gone}, timeout=left, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
-        if gone.done():
-            raise Problem("client_gone", "The client closed the connection.")
-        raise Problem("deadline_exceeded", "The caption was not ready by the deadline (timeout_ms).")
+        raise Problem("client_gone", "The client closed the connection.")
     finally:
         work.cancel()
         gone.cancel()
-        # Cancelling takes turns of the loop to reach the queue: only then has the job been given up.
         await asyncio.gather(work, gone, return_exceptions=True)
 
 
@@ -94,9 +104,9 @@ async def _until_gone(request: Request) -> None:
         pass
 
 
-def _document(request: Request, model: ModelInfo, answer: Answer, with_regions: bool) -> dict[str, object]:
+def _document(request: Request, answer: Answer, with_regions: bool) -> CaptionOut:
     caption, times = answer.caption, answer.timings
-    out = CaptionOut(
+    return CaptionOut(
         caption=caption.text,
         confidence=caption.confidence,
         words=[WordOut(text=word.text, exit_layer=word.exit_layer, entropy=word.entropy) for word in caption.words],
@@ -114,15 +124,10 @@ def _document(request: Request, model: ModelInfo, answer: Answer, with_regions: 
             describe=_ms(times.describe),
             total=_ms(time.monotonic() - request.state.arrived),
         ),
-        model=ModelName(name=model.name, revision=model.revision),
+        model=ModelName(name=answer.model, revision=answer.revision),
         request_id=request.state.request_id,
-        regions=_boxes(answer.regions) if with_regions else None,
+        regions=[RegionOut(box=box) for box in answer.boxes] if with_regions else None,
     )
-    return out.model_dump(mode="json", exclude=None if with_regions else {"regions"})
-
-
-def _boxes(regions: Regions) -> list[RegionOut]:
-    return [RegionOut(box=(x0, y0, x1, y1)) for x0, y0, x1, y1 in regions.boxes.tolist()]
 
 
 def _ms(seconds: float) -> float:

@@ -9,11 +9,18 @@ from service.schemas import CaptionOptions, ProblemOut
 
 # The smallest PNG that is not too small: eight by eight grey pixels.
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
+# Headers that come with a status, whatever the problem.
+_HEADERS = {
+    401: {"WWW-Authenticate": {"description": "RFC 6750.", "schema": {"type": "string"}}},
+    429: {"Retry-After": {"description": "Seconds until the quota allows it.", "schema": {"type": "integer"}}},
+    503: {"Retry-After": {"description": "Seconds until it is worth another try.", "schema": {"type": "integer"}}},
+}
 _RAW = {"schema": {"type": "string", "format": "binary"}}
 _DETAILS = {
     "empty_body": "Send an image as the body, or as the file `image` of a form, or in base64 in JSON.",
     "malformed_json": "Expecting value: line 1 column 1 (char 0)",
     "malformed_multipart": "Missing boundary in multipart.",
+    "unauthorized": "There is none in this request: send Authorization: Bearer <key>, or X-API-Key: <key>.",
     "body_timeout": "The body was not there after 30 seconds.",
     "body_too_large": "At most 20,000,000 bytes are taken.",
     "unsupported_media_type": "Content-Type text/plain is not taken.",
@@ -27,12 +34,17 @@ _DETAILS = {
     "unknown_option": "Not known: sped.",
     "invalid_option": "options: give speed or tau, not both",
     "unknown_speed": "speed must be one of full, balanced, fast, turbo or a number from 1 to 4.20",
+    "quota_exceeded": "This key may ask for 60 captions per minute; try again in 3 s.",
     "internal": "Something went wrong here; the request id finds it in the log.",
+    "poison": "Each time a worker took the photo, the worker stopped: it was given up.",
     "not_ready": "The model is being loaded.",
     "overloaded": "64 photos are waiting already.",
     "stopping": "The service is stopping; another one will answer.",
+    "no_worker": "No worker is there to caption.",
+    "unavailable": "The queue cannot be reached at the moment.",
     "deadline_exceeded": "The caption was not ready by the deadline (timeout_ms).",
 }
+NOT_READY = ("not_ready", "no_worker", "unavailable", "stopping")  # why no caption can be had, for now
 
 
 def problem_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
@@ -47,6 +59,7 @@ def problem_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
                 # The schema as a reference: FastAPI's own `model` would declare application/json beside it.
                 "content": {PROBLEM_JSON: {"schema": {"$ref": "#/components/schemas/ProblemOut"}, "examples": {}}},
                 "description": "",
+                **({"headers": _HEADERS[kind.status]} if kind.status in _HEADERS else {}),
             },
         )
         response["content"][PROBLEM_JSON]["examples"][code] = example
@@ -99,6 +112,12 @@ OPENAPI: dict[str, Any] = {
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The caption",
+        "headers": {
+            "Server-Timing": {
+                "description": "The milliseconds of `timings_ms`, for a browser's tools.",
+                "schema": {"type": "string"},
+            },
+        },
         "content": {
             "application/json": {
                 "example": {
@@ -132,3 +151,12 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document with the schema that `problem_responses` refer to."""
     document.setdefault("components", {}).setdefault("schemas", {})["ProblemOut"] = ProblemOut.model_json_schema()
     return document
+
+
+def add_key_schemes(document: dict[str, Any]) -> None:
+    """Says in the OpenAPI document that a key is needed, in either of two headers."""
+    document["components"]["securitySchemes"] = {
+        "bearer": {"type": "http", "scheme": "bearer"},
+        "header": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+    }
+    document["security"] = [{"bearer": []}, {"header": []}]

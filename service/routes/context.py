@@ -8,8 +8,9 @@ from typing import cast
 from fastapi import FastAPI, Request
 
 from service.errors import Problem
+from service.front import Front
 from service.images import ImageLimits
-from service.inference import Engine, ModelInfo
+from service.keys import Quota
 from service.metrics import Metrics
 from service.settings import Settings
 
@@ -19,22 +20,31 @@ class Context:
     """One app's parts."""
 
     settings: Settings
-    engine: Engine
+    front: Front
     metrics: Metrics
     limits: ImageLimits
+    quota: Quota
 
     def install(self, app: FastAPI) -> None:
         app.state.context = self
 
-    def ready_model(self) -> ModelInfo:
-        """Raises `Problem` `not_ready` unless the engine can caption now."""
-        info = self.engine.info
-        if info is None:
-            raise Problem("not_ready", "The model is being loaded.", retry_after=2)
-        if not self.engine.ready:
-            raise Problem("not_ready", "The model is loaded, but cannot caption at the moment.", retry_after=2)
-        return info
+    @classmethod
+    def of(cls, app: FastAPI) -> Context:
+        return cast(Context, app.state.context)
+
+    def charge(self, request: Request, captions: int = 1) -> None:
+        """Takes that many captions from the quota of the request's key. Raises `Problem` `quota_exceeded`."""
+        key = getattr(request.state, "key", None)
+        if key is None:
+            return  # nobody needs a key here
+        if seconds := self.quota.take(key, captions):
+            per_minute = self.settings.quota_per_minute
+            raise Problem(
+                "quota_exceeded",
+                f"This key may ask for {per_minute} captions per minute; try again in {seconds} s.",
+                retry_after=seconds,
+            )
 
 
 def context_of(request: Request) -> Context:
-    return cast(Context, request.app.state.context)
+    return Context.of(request.app)

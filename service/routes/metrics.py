@@ -12,6 +12,9 @@ router = APIRouter(tags=["operations"])
 
 @router.get("/metrics", summary="Counters and histograms, for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
-    """In the text format, or as OpenMetrics where the Accept header asks for it."""
-    encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    """As text, or, where the Accept header asks for it, as OpenMetrics, with request ids as exemplars."""
+    try:
+        encode, content_type = choose_encoder(request.headers.get("accept", ""))
+    except (TypeError, ValueError):  # a version that is no number
+        encode, content_type = choose_encoder("")
     return Response(encode(context_of(request).metrics.registry), headers={"Content-Type": content_type})

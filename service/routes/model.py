@@ -7,17 +7,17 @@ from dataclasses import asdict
 from fastapi import APIRouter, Request
 
 from model.exits import DEFAULT_SPEED, TIERS
-from service.routes.caption_docs import problem_responses
+from service.routes.caption_docs import NOT_READY, problem_responses
 from service.routes.context import context_of
 from service.schemas import ModelOut, RangeOut, SpeedRowOut, SpeedsOut, TierOut
 
-router = APIRouter(tags=["model"], responses=problem_responses("not_ready"))
+router = APIRouter(tags=["model"], responses=problem_responses("unauthorized", *NOT_READY))
 
 
 @router.get("/v1/speeds", summary="The speeds to choose from, as measured")
 async def speeds(request: Request) -> SpeedsOut:
     """The tiers, the range of numbers, and the table behind both: threshold, SpeedUp, quality, milliseconds."""
-    table = context_of(request).ready_model().speeds
+    table = context_of(request).front.check_ready().speeds
     return SpeedsOut(
         default=DEFAULT_SPEED,
         tiers=[
@@ -33,7 +33,7 @@ async def speeds(request: Request) -> SpeedsOut:
 @router.get("/v1/model", summary="The model served")
 async def model(request: Request) -> ModelOut:
     """Name, revision and sizes."""
-    info = context_of(request).ready_model()
+    info = context_of(request).front.check_ready()
     return ModelOut(
         name=info.name,
         revision=info.revision,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from fastapi import APIRouter, Request
 
 from service.errors import Problem
-from service.routes.caption_docs import problem_responses
+from service.routes.caption_docs import NOT_READY, problem_responses
 from service.routes.context import context_of
 from service.schemas import StatusOut
 
@@ -18,16 +18,17 @@ async def livez() -> StatusOut:
     return StatusOut()
 
 
-@router.get("/startupz", summary="Has the model been loaded", responses=problem_responses("not_ready"))
+@router.get("/startupz", summary="Has it started", responses=problem_responses("not_ready"))
 async def startupz(request: Request) -> StatusOut:
-    """Good once the first caption went through, and from then on."""
-    if context_of(request).engine.info is None:
-        raise Problem("not_ready", "The model is being loaded.", retry_after=2)
+    """Good once the model of this process has been loaded, or, for a front alone, its queue was reached; and from then
+    on."""
+    if not context_of(request).front.started:
+        raise Problem("not_ready", "The service is starting.", retry_after=2)
     return StatusOut()
 
 
-@router.get("/readyz", summary="Can it caption now", responses=problem_responses("not_ready"))
+@router.get("/readyz", summary="Can it caption now", responses=problem_responses(*NOT_READY))
 async def readyz(request: Request) -> StatusOut:
-    """Good while captions go through."""
-    context_of(request).ready_model()
+    """Good while captions, or the canaries between them, go through at a worker, and captions are taken."""
+    context_of(request).front.check_ready()
     return StatusOut()

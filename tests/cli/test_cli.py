@@ -19,7 +19,7 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert {"caption", "serve", "doctor"} <= set(done.stdout.split())
+    assert {"caption", "serve", "worker", "doctor"} <= set(done.stdout.split())
 
 
 def test_version(command):
@@ -55,3 +55,21 @@ def test_serve_refuses_two_onnx_runtimes(command, monkeypatch):
     result = command("serve")
     assert result.exit_code == 1
     assert "overwrite each other" in result.stderr
+
+
+def test_a_front_alone_needs_no_onnx_runtime(command, monkeypatch):
+    served = []
+    monkeypatch.setattr(service.serve, "serve", served.append)
+    monkeypatch.setattr("service.requirements_check.installed_version", lambda name: None)
+    monkeypatch.setenv("DEECAP_BROKER", "redis://queue")
+    assert command("serve").exit_code == 0
+    (settings,) = served
+    assert settings.broker == "redis://queue"
+
+
+def test_serve_names_keys_that_are_none(command, monkeypatch):
+    monkeypatch.setenv("DEECAP_API_KEYS", "robot:short")
+    result = command("serve", "--port", "0")
+    assert result.exit_code == 2
+    assert "DEECAP_API_KEYS: key 1" in result.stderr
+    assert "short" not in result.stderr

@@ -85,6 +85,27 @@ def test_a_bad_setting_fails(command, sound):
     assert findings(result)["settings"][0] == "FAIL"
 
 
+def test_keys_are_counted_and_those_that_are_none_fail(command, sound, monkeypatch):
+    monkeypatch.setenv("DEECAP_API_KEYS", "a:correct-horse,b:battery-staple")
+    status, words = findings(command("doctor"))["settings"]
+    assert status == "OK"
+    assert words.endswith("2 API keys")
+    monkeypatch.setenv("DEECAP_API_KEYS", "a:short")
+    result = command("doctor")
+    assert result.exit_code == 1
+    assert findings(result)["settings"][0] == "FAIL"
+    assert "short" not in result.stdout
+
+
+def test_a_cache_that_does_not_answer_fails(command, sound, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # bound and not listening: connections are refused
+        monkeypatch.setenv("DEECAP_REDIS_CACHE", f"redis://127.0.0.1:{taken.getsockname()[1]}")
+        result = command("doctor")
+    assert result.exit_code == 1
+    assert findings(result)["cache"][0] == "FAIL"
+
+
 def test_more_threads_than_cores_is_a_warning(monkeypatch):
     monkeypatch.setattr(doctor, "usable_cores", lambda: 0)
     finding = doctor.check_torch()

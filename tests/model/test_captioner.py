@@ -199,3 +199,146 @@ def test_warming_up_describes_at_every_tier_and_changes_nothing(
     captioner.warm_up()
     assert asked == list(TIERS)
     assert describe(captioner.look(Image.linear_gradient("L")), "fast") == before
+
+
+# Step by step, as a worker feeds it.
+
+
+def plain_captioner(captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> Captioner:
+    """The same, served by the plain decoder, as for the fusions that the engine does not have."""
+    monkeypatch.setattr("model.captioner.ENGINE_FUSIONS", ())
+    plain = Captioner(captioner.bundle, captioner._extractor, "cpu", "float32")
+    assert plain._engine is None
+    return plain
+
+
+@pytest.fixture(params=["engine", "plain"])
+def stepped(request: pytest.FixtureRequest, captioner: Captioner, monkeypatch: pytest.MonkeyPatch) -> Captioner:
+    return captioner if request.param == "engine" else plain_captioner(captioner, monkeypatch)
+
+
+def assert_same(one: Caption | str, other: Caption) -> None:
+    """But for what float32 rounds differently in another batch."""
+    assert isinstance(one, Caption)
+    assert one.text == other.text
+    assert (one.speed, one.layers) == (other.speed, other.layers)
+    assert [step.exit_layer for step in one.steps] == [step.exit_layer for step in other.steps]
+    for step, its in zip(one.steps, other.steps, strict=True):
+        assert step.entropy == pytest.approx(its.entropy, abs=1e-4)
+        assert step.log_probability == pytest.approx(its.log_probability, abs=1e-4)
+
+
+def test_captions_made_step_by_step_are_those_of_describe(stepped: Captioner, seen: list[Regions]) -> None:
+    """They come one or several at a time, at any step, and more of them than there are slots."""
+    random = np.random.default_rng(0)
+    asked = []
+    for row in range(18):
+        regions = fewer(seen[row % len(seen)], int(random.integers(1, 82)))
+        speed = stepped.speeds.resolve(tau=random.choice([0.0, 1.0, 2.0, 2.4]))
+        asked.append((regions, speed, int(random.choice([1, 1, 2, 5]))))
+    expected = [stepped.describe_batch([regions], [speed], beam)[0] for regions, speed, beam in asked]
+    found: dict[int, Caption | str] = {}
+    rows: dict[int, int] = {}
+    left = list(range(len(asked)))
+    while left or stepped.busy:
+        now, left = left[: (count := int(random.integers(0, 5)))], left[count:]
+        if now:
+            regions, speeds, beams = zip(*(asked[row] for row in now), strict=True)
+            rows |= zip(stepped.begin(regions, speeds, beams, [math.inf] * len(now)), now, strict=True)
+        stepped.step()
+        found |= {rows[ticket]: outcome for ticket, outcome in stepped.finished()}
+    for row, caption in enumerate(expected):
+        assert_same(found[row], caption)
+    assert stepped.free == stepped.slots
+
+
+def test_free_slots_count_the_width_of_beams(stepped: Captioner, seen: list[Regions]) -> None:
+    assert stepped.slots >= 5  # the widest beam
+    speed = stepped.speeds.resolve()
+    stepped.begin([seen[0], seen[0]], [speed, speed], [1, 3], [math.inf, math.inf])
+    assert stepped.free == stepped.slots - 4
+    stepped.reset()
+    assert stepped.free == stepped.slots
+
+
+def test_what_is_cancelled_or_late_is_told_so(stepped: Captioner, seen: list[Regions]) -> None:
+    speed = stepped.speeds.resolve("full")
+    gone, late, kept, gone_later = stepped.begin(
+        [seen[0]] * 4, [speed] * 4, [1, 1, 1, 2], [math.inf, 0.0, math.inf, 1e18]
+    )
+    stepped.cancel(gone)
+    stepped.cancel(gone)
+    stepped.cancel(12345)
+    assert stepped.finished() == [(gone, "cancelled")]
+    found: dict[int, Caption | str] = {}
+    stepped.step()
+    stepped.cancel(gone_later)
+    while stepped.busy:
+        stepped.step()
+        found |= stepped.finished()
+    found |= stepped.finished()
+    assert found[late] == "deadline"
+    assert found[gone_later] == "cancelled"
+    assert_same(found[kept], stepped.describe(seen[0], "full"))
+    assert len(found) == 3
+    stepped.step()  # nothing to do is no error
+    assert stepped.finished() == []
+
+
+def test_describing_waits_for_what_is_in_the_making(stepped: Captioner, seen: list[Regions]) -> None:
+    stepped.begin([seen[0]], [stepped.speeds.resolve()], [1], [math.inf])
+    with pytest.raises(RuntimeError, match="1 captions are in the making"):
+        stepped.describe(seen[0])
+    stepped.reset()
+    assert not stepped.busy
+    assert stepped.finished() == []
+    stepped.describe(seen[0])
+
+
+@pytest.mark.parametrize(("beam", "tau"), [(0, 1.0), (6, 1.0), (1, -1.0), (1, math.nan)])
+def test_what_cannot_be_begun_leaves_nothing_behind(
+    stepped: Captioner, seen: list[Regions], beam: int, tau: float
+) -> None:
+    good, wrong = stepped.speeds.resolve(), ResolvedSpeed(None, None, tau, 1.0)
+    with pytest.raises(ValueError, match=r"beam|tau"):
+        stepped.begin([seen[0], seen[0]], [good, wrong], [1, beam], [math.inf, math.inf])
+    assert (stepped.busy, stepped.free) == (False, stepped.slots)
+
+
+@pytest.mark.parametrize("where", ["encode", "step"])
+def test_after_a_failure_all_goes_on(
+    captioner: Captioner, seen: list[Regions], monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    expected = captioner.describe(seen[0])
+
+    def fail(*_: object) -> None:
+        raise RuntimeError("out of memory")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(captioner._engine, where, fail)
+        with pytest.raises(RuntimeError, match="out of memory"):
+            captioner.describe(seen[0])
+        with pytest.raises(RuntimeError, match="out of memory"):  # noqa: PT012  # whichever of the two it is
+            captioner.begin([seen[0]], [captioner.speeds.resolve()], [1], [math.inf])
+            captioner.step()
+        captioner.reset()
+    assert captioner.describe(seen[0]) == expected
+
+
+def test_a_prepared_photo_is_the_photo(captioner: Captioner, seen: list[Regions]) -> None:
+    with Image.open(SAMPLES[0]) as image:
+        pixels = captioner.prepare(image)
+    [regions] = captioner.look_at_pixels(pixels[None])
+    assert np.array_equal(regions.features, seen[0].features)
+    assert np.array_equal(regions.boxes, seen[0].boxes)
+
+
+def test_the_extractors_revision_changes_with_it_alone(random_bundle: Any, tmp_path: Path) -> None:
+    folder = shutil.copytree(random_bundle.folder, tmp_path / "other")
+    speeds = folder / "speeds.json"
+    speeds.write_text(speeds.read_text() + "\n")
+    one, other = (Captioner.load(path, "cpu", "float32") for path in (random_bundle.folder, folder))
+    assert one.extractor_revision == other.extractor_revision
+    assert one.revision != other.revision
+    (folder / EXTRACTOR).write_bytes((folder / EXTRACTOR).read_bytes() + b"\x00")
+    assert one.extractor_revision != other.extractor_revision

@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 
 import httpx
 import pytest
 from fastapi import FastAPI
 
 from service.app import create_app
-from service.images import ImageLimits
-from service.inference import LocalEngine
 from service.settings import Settings
 from tests.service.fakes import FakeCaptioner
+from tests.service.running import running, until_ready
 
 
 @pytest.fixture
@@ -31,35 +29,37 @@ def clean_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
+def quick_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker asks for jobs in short turns, since a stop waits for the turn to end."""
+    monkeypatch.setattr("service.worker.TAKE_SECONDS", 0.02)
+
+
+@pytest.fixture
 def captioner() -> FakeCaptioner:
     return FakeCaptioner()
 
 
 @pytest.fixture
 def settings() -> Settings:
-    return Settings(max_body_bytes=200_000, max_pixels=100_000, timeout_ms=5_000, queue_depth=2)
+    """Small limits. The worker has two jobs in hand that it has not begun, and the queue takes two more."""
+    return Settings(
+        max_body_bytes=200_000,
+        max_pixels=100_000,
+        timeout_ms=5_000,
+        queue_depth=2,
+        batch_queue_depth=2,
+        look_batch=1,
+        feature_cache_mb=0,
+    )
 
 
 @pytest.fixture
-def make_engine(captioner: FakeCaptioner, settings: Settings) -> Callable[[], LocalEngine]:
-    limits = ImageLimits(settings.max_pixels, settings.min_side)
-    return lambda: LocalEngine(lambda: captioner, limits, settings.queue_depth)
-
-
-@pytest.fixture
-def app(settings: Settings, make_engine: Callable[[], LocalEngine]) -> FastAPI:
-    return create_app(settings, make_engine())
+def app(settings: Settings, captioner: FakeCaptioner, quick_stop: None) -> FastAPI:
+    return create_app(settings, load=lambda: captioner)
 
 
 @pytest.fixture
 async def client(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
-    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
-    async with (
-        app.router.lifespan_context(app),
-        httpx.AsyncClient(transport=transport, base_url="http://test", timeout=10) as client,
-    ):
-        for _ in range(200):
-            if (await client.get("/readyz")).status_code == 200:
-                break
-            await asyncio.sleep(0.01)
+    async with running(app) as client:
+        await until_ready(client)
         yield client

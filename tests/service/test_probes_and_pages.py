@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import base64
 import re
-from collections.abc import Callable
 
 import httpx
 import pytest
@@ -14,12 +13,12 @@ from fastapi import FastAPI
 from model.exits import TIERS
 from service.app import create_app
 from service.errors import KINDS
-from service.inference import LocalEngine
 from service.routes.caption_docs import TINY_PNG
 from service.settings import Settings
 from tests.service import pictures
 from tests.service.checks import assert_problem
 from tests.service.fakes import LAYERS, SPEEDS, FakeCaptioner
+from tests.service.running import running, scrape, until, until_ready
 
 pytestmark = pytest.mark.anyio
 
@@ -32,49 +31,47 @@ async def test_probes_when_all_is_well(client: httpx.AsyncClient) -> None:
         assert (response.status_code, response.json()) == (200, {"status": "ok"}), url
 
 
-async def test_everything_says_so_while_the_model_loads(
-    settings: Settings, make_engine: Callable[[], LocalEngine], captioner: FakeCaptioner
-) -> None:
+async def test_everything_says_so_while_the_model_loads(app: FastAPI, captioner: FakeCaptioner) -> None:
     captioner.go.clear()
-    app = create_app(settings, make_engine())
-    transport = httpx.ASGITransport(app)
-    async with app.router.lifespan_context(app), httpx.AsyncClient(transport=transport, base_url="http://t") as client:
+    async with running(app) as client:
         assert (await client.get("/livez")).status_code == 200
-        for url in ("/startupz", "/readyz", "/v1/speeds", "/v1/model"):
+        assert_problem(await client.get("/startupz"), 503, "not_ready", "starting")
+        for url in ("/readyz", "/v1/speeds", "/v1/model"):
             response = await client.get(url)
             assert_problem(response, 503, "not_ready", "being loaded")
             assert response.headers["retry-after"] == "2"
         assert_problem(await client.post("/v1/caption", content=JPEG), 503, "not_ready")
         captioner.go.set()
-        for _ in range(200):
-            if (await client.get("/readyz")).status_code == 200:
-                break
-            await asyncio.sleep(0.01)
+        await until_ready(client)
+        assert (await client.get("/startupz")).status_code == 200
         assert (await client.post("/v1/caption", content=JPEG)).status_code == 200
 
 
-async def test_a_broken_model_is_started_but_not_ready(client: httpx.AsyncClient, captioner: FakeCaptioner) -> None:
+async def test_a_broken_model_is_started_but_not_ready_until_it_captions_again(
+    client: httpx.AsyncClient, captioner: FakeCaptioner
+) -> None:
     captioner.fails = RuntimeError("gone")
-    await client.post("/v1/caption", content=JPEG)
-    await asyncio.sleep(0.05)
+    assert_problem(await client.post("/v1/caption", content=JPEG), 500, "internal")
+    for _ in range(200):
+        if (await client.get("/readyz")).status_code != 200:
+            break
+        await asyncio.sleep(0.01)
     assert (await client.get("/startupz")).status_code == 200
     assert_problem(await client.get("/readyz"), 503, "not_ready", "cannot caption")
+    assert_problem(await client.post("/v1/caption", content=JPEG), 503, "not_ready", "cannot caption")
+    captioner.fails = None
+    await until_ready(client)
+    assert (await client.post("/v1/caption", content=JPEG)).status_code == 200
 
 
 async def test_a_model_that_cannot_be_loaded_is_reported(settings: Settings) -> None:
     def load() -> FakeCaptioner:
         raise ValueError("no such bundle")
 
-    from service.images import ImageLimits
-
     told: list[bool] = []
-    engine = LocalEngine(load, ImageLimits(1, 1), 1)
-    app = create_app(settings, engine, on_engine_failure=lambda: told.append(True))
-    async with app.router.lifespan_context(app):
-        for _ in range(100):
-            if told:
-                break
-            await asyncio.sleep(0.01)
+    async with running(create_app(settings, load=load, on_failure=lambda: told.append(True))) as client:
+        await until(lambda: bool(told))
+        assert_problem(await client.get("/readyz"), 503, "not_ready", "being loaded")
     assert told == [True]
 
 
@@ -122,13 +119,7 @@ async def test_metrics(client: httpx.AsyncClient) -> None:
     await client.get("/problems/internal")
     response = await client.get("/metrics")
     assert response.headers["content-type"].startswith("text/plain; version=")
-    lines = response.text.splitlines()
-
-    def value(series: str) -> float:
-        found = [line for line in lines if line.startswith(series + " ")]
-        assert len(found) == 1, (series, found)
-        return float(found[0].rsplit(" ", 1)[1])
-
+    value = await scrape(client)
     speeds = set(re.findall(r'deecap_exit_layer_count{speed="(\w+)"}', response.text))
     assert speeds == {"full", "balanced", "fast", "turbo", "custom", "tau"}
     buckets = re.findall(r'deecap_exit_layer_bucket{le="([^"]+)",speed="custom"}', response.text)
@@ -147,7 +138,7 @@ async def test_metrics(client: httpx.AsyncClient) -> None:
     for stage in ("queue", "decode_image", "look", "describe"):
         assert value(f'deecap_stage_duration_seconds_count{{stage="{stage}"}}') == 7
     assert value("deecap_requests_in_flight") == 1  # this one
-    assert value("deecap_queue_jobs") == 0
+    assert value('deecap_queue_jobs{priority="interactive"}') == 0
     assert value('deecap_model_info{device="cpu",layers="6",name="fake",revision="0123456789ab"}') == 1
 
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -17,9 +19,9 @@ import pytest
 import uvicorn
 from fastapi import FastAPI
 
-from service.inference import LocalEngine
 from tests.service import pictures
 from tests.service.checks import assert_problem
+from tests.service.fakes import FakeCaptioner
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -28,7 +30,19 @@ from service.serve import serve
 from service.settings import Settings
 from tests.service.fakes import FakeCaptioner
 service.app.bundle_loader = lambda settings: {load}
+class SlowCaptioner(FakeCaptioner):
+    def step(self):
+        import time
+        time.sleep(0.5)
+        super().step()
 serve(Settings.load(port={port}))
+"""
+FRONT_ALONE = """
+import sys
+from service.serve import serve
+from service.settings import Settings
+serve(Settings.load(port=0, broker="redis://user:correct-horse@127.0.0.1:{port}/0"))
+print("heavy:", sorted({{"torch", "onnxruntime", "model.captioner"}} & set(sys.modules)))
 """
 
 
@@ -75,6 +89,14 @@ def wait_ready(client: httpx.Client) -> None:
     raise AssertionError("not ready in five seconds")
 
 
+def wait_for(client: httpx.Client, series: str) -> None:
+    for _ in range(500):
+        if series in client.get("/metrics").text:
+            return
+        time.sleep(0.01)
+    raise AssertionError(f"{series} did not come about in five seconds")
+
+
 def test_a_real_server_takes_a_form_and_counts_bytes(app: FastAPI) -> None:
     with serving(app) as address, httpx.Client(base_url=address, timeout=10) as client:
         wait_ready(client)
@@ -89,24 +111,22 @@ def test_a_real_server_takes_a_form_and_counts_bytes(app: FastAPI) -> None:
         assert client.post("/v1/caption", content=pictures.jpeg()).status_code == 200
 
 
-def test_a_client_that_hangs_up_while_it_waits(
-    app: FastAPI, make_engine: Callable[[], LocalEngine], captioner: object
-) -> None:
-    from tests.service.fakes import FakeCaptioner
-
-    assert isinstance(captioner, FakeCaptioner)
+def test_a_client_that_hangs_up_while_it_waits(app: FastAPI, captioner: FakeCaptioner) -> None:
     with serving(app) as address, httpx.Client(base_url=address, timeout=10) as client:
         wait_ready(client)
         captioner.looked.clear()
         captioner.go.clear()
-        with pytest.raises(httpx.ReadTimeout):
-            client.post("/v1/caption", content=pictures.jpeg(), timeout=0.1)
-        with pytest.raises(httpx.ReadTimeout):  # waits behind the first, and is given up
-            client.post("/v1/caption", content=pictures.encode(pictures.photo((20, 20))), timeout=0.1)
-        time.sleep(0.1)
-        captioner.go.set()
+        with ThreadPoolExecutor(2) as threads:  # their photos are in the worker's hands, so that the third waits
+            stay = [threads.submit(client.post, "/v1/caption", content=pictures.jpeg()) for _ in range(2)]
+            wait_for(client, "deecap_captions_under_way 2.0")
+            with pytest.raises(httpx.ReadTimeout):
+                client.post("/v1/caption", content=pictures.encode(pictures.photo((20, 32))), timeout=0.2)
+            wait_for(client, "deecap_disconnects_total 1.0")
+            captioner.go.set()
+            assert [response.result().status_code for response in stay] == [200, 200]
         assert client.post("/v1/caption", content=pictures.jpeg()).status_code == 200
-        assert captioner.looked == [pictures.SIZE, pictures.SIZE]
+        assert (20, 32) not in captioner.looked
+        assert captioner.looked[-1] == pictures.SIZE
         assert 'outcome="client_gone"' in client.get("/metrics").text
 
 
@@ -136,6 +156,73 @@ def test_serve_prints_its_address_and_ends_cleanly() -> None:
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))  # free again
+
+
+def test_a_signal_during_a_caption_lets_it_finish_and_refuses_others() -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-c", SERVE.format(load="SlowCaptioner", port=0)],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split(" ")[0]
+        with httpx.Client(base_url=address, timeout=10) as client, ThreadPoolExecutor(1) as threads:
+            wait_ready(client)
+            under_way = threads.submit(client.post, "/v1/caption", content=pictures.jpeg())
+            wait_for(client, "deecap_captions_under_way 1.0")
+            process.send_signal(signal.SIGTERM)
+            for _ in range(100):
+                response = client.get("/readyz")
+                if response.status_code != 200:
+                    break
+                time.sleep(0.01)
+            assert_problem(response, 503, "stopping")
+            assert_problem(client.post("/v1/caption", content=pictures.jpeg()), 503, "stopping")
+            assert client.get("/livez").status_code == 200
+            assert under_way.result().status_code == 200
+        _, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert "Traceback" not in errors
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def test_a_front_alone_loads_neither_torch_nor_the_runtime_and_ends_cleanly() -> None:
+    """Over a store that is not there: it answers all the same, and says so."""
+    code = FRONT_ALONE.format(port=free_port())
+    process = subprocess.Popen(
+        [sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    try:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        assert "captions come from the workers of the queue deecap at redis://user:***@127.0.0.1" in first
+        with httpx.Client(base_url=first.split(" at ")[1].split(" ")[0], timeout=10) as client:
+            assert client.get("/livez").status_code == 200
+            for _ in range(500):
+                response = client.get("/readyz")
+                if response.json()["code"] == "unavailable":
+                    break
+                time.sleep(0.01)
+            assert_problem(response, 503, "unavailable")
+            assert_problem(client.post("/v1/caption", content=pictures.jpeg()), 503, "unavailable")
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate(timeout=20)
+        assert process.returncode == 0, errors
+        assert out.splitlines()[-1] == "heavy: []"
+        assert "correct-horse" not in out + errors
+        settings = [json.loads(line) for line in errors.splitlines() if '"settings"' in line]
+        assert settings[0]["DEECAP_BROKER"].startswith("redis://user:***@127.0.0.1:")
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def free_port() -> int:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return int(taken.getsockname()[1])
 
 
 def test_serve_ends_with_1_where_the_model_cannot_be_loaded() -> None:

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from service.settings import Settings, SettingsError, shipped_bundle
+from service.settings_docs import settings_table
+
+PAGE = Path(__file__).parents[2] / "docs" / "settings.md"
 
 
 def test_defaults() -> None:
@@ -36,6 +39,12 @@ def test_the_environment_and_what_stands_above_it(monkeypatch: pytest.MonkeyPatc
         ("DEECAP_PORT", "tcp://10.0.0.1:80", "enableServiceLinks"),
         ("DEECAP_DEVICE", "tpu", "DEECAP_DEVICE: "),
         ("DEECAP_QUEUE_DEPTH", "0", "DEECAP_QUEUE_DEPTH: "),
+        ("DEECAP_BROKER", "rabbitmq://host", "DEECAP_BROKER: "),
+        ("DEECAP_BROKER", "redis://host:many", "DEECAP_BROKER: is no address"),
+        ("DEECAP_REDIS_CACHE", "localhost", "DEECAP_REDIS_CACHE: "),
+        ("DEECAP_QUEUE", "a b", "DEECAP_QUEUE: "),
+        ("DEECAP_LOG_LEVEL", "loud", "DEECAP_LOG_LEVEL: "),
+        ("DEECAP_OPEN_PROBES", "perhaps", "DEECAP_OPEN_PROBES: "),
     ],
 )
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
@@ -54,3 +63,43 @@ def test_what_kubernetes_adds_for_a_service_is_let_pass(monkeypatch: pytest.Monk
 def test_every_setting_says_what_it_is() -> None:
     for name, field in Settings.model_fields.items():
         assert field.description, name
+
+
+def test_what_is_shown_of_the_settings_has_no_secret_in_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DEECAP_API_KEYS", "robot:correct-horse")
+    monkeypatch.setenv("DEECAP_BROKER", "redis://user:cor%40rect@queue:6380/1?password=correct&db=2")
+    monkeypatch.setenv("DEECAP_REDIS_CACHE", "rediss://:correct@cache")
+    settings = Settings.load()
+    shown = settings.redacted()
+    assert "correct" not in str(shown) + repr(settings.api_keys)
+    assert "cor%40rect" not in str(shown)
+    assert shown["DEECAP_BROKER"] == "redis://user:***@queue:6380/1?password=***&db=2"
+    assert shown["DEECAP_REDIS_CACHE"] == "rediss://:***@cache"
+    assert shown["DEECAP_API_KEYS_FILE"] == ""
+    assert shown["DEECAP_PORT"] == "8000"
+    assert set(shown) == {"DEECAP_" + name.upper() for name in Settings.model_fields}
+
+
+def test_an_address_without_a_password_is_shown_as_it_is() -> None:
+    assert Settings.load(broker="redis://queue:6379/0").redacted()["DEECAP_BROKER"] == "redis://queue:6379/0"
+
+
+def test_empty_means_none_where_a_deployment_sets_every_name(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DEECAP_API_KEYS", "DEECAP_API_KEYS_FILE", "DEECAP_REDIS_CACHE"):
+        monkeypatch.setenv(name, "")
+    assert Settings.load() == Settings()
+
+
+def test_the_page_of_settings_is_the_one_that_is_generated() -> None:
+    again = "run: python -m service.settings_docs > docs/settings.md"
+    assert PAGE.read_text() == settings_table(), again
+
+
+def test_the_page_names_every_setting_once_with_its_default() -> None:
+    page = settings_table()
+    for name in Settings.model_fields:
+        assert page.count(f"| `DEECAP_{name.upper()}` |") == 1
+    assert "| `DEECAP_QUEUE_DEPTH` | whole number | `64` |" in page
+    assert "| `DEECAP_LOG_FORMAT` | `auto`, `json`, `text` | `auto` |" in page
+    assert "| `DEECAP_API_KEYS` | secret |  |" in page
+    assert "| `DEECAP_OPEN_PROBES` | true or false | `true` |" in page

@@ -1,0 +1,261 @@
+"""The broker inside one process: a front and its workers on one event loop, with nothing to install."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from bisect import insort
+from collections import deque
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+
+from service.broker import rules
+from service.broker.base import Delivery, NoWorkerError, QueueFullError
+from service.jobs import PRIORITIES, Job, Priority, QueueState, Refusal, Reply, WorkerState
+
+
+@dataclass(eq=False)
+class _Entry:
+    """A job that waits or runs."""
+
+    job: Job
+    number: int  # of the submission: its place in the queue, also when it comes back
+    since: float  # by the clock
+    attempt: int = 0  # tries begun
+    handed_out: int = 0  # times, so that no two deliveries share a receipt
+    worker: str | None = None  # that has it; None: it waits
+    cancelled: bool = False
+
+    @property
+    def receipt(self) -> str:
+        return f"{self.number}/{self.handed_out}"
+
+
+@dataclass(frozen=True)
+class _Done:
+    """A job that was answered lately."""
+
+    reply: Reply | None  # None: it was cancelled, nobody heard the answer
+    worker: str
+    receipt: str
+    until: float  # by the clock: when to forget it
+
+
+class MemoryBroker:
+    """Both sides of `service.broker.base`, for one front. Not to be used from several threads or event loops.
+
+    A worker that is not joined, by `beat`, is handed nothing. Where a dead worker's job was taken by nobody yet, the
+    worker may still answer it.
+    """
+
+    def __init__(
+        self,
+        depths: Mapping[Priority, int],
+        worker_timeout: float,
+        tries: int,
+        clock: Callable[[], float] = time.time,
+    ) -> None:
+        """`depths`: jobs that may wait; `worker_timeout`: seconds between beats; `clock`: seconds since 1970."""
+        self.clock = clock
+        self.dead_letters: deque[Job] = deque(maxlen=rules.DEAD_LETTERS_KEPT)
+        self._depths = depths
+        self._worker_timeout = worker_timeout
+        self._tries = tries
+        self._entries: dict[str, _Entry] = {}  # by job id, waiting or running
+        self._waiting: dict[Priority, list[_Entry]] = {priority: [] for priority in PRIORITIES}  # by number
+        self._done: dict[str, _Done] = {}  # by job id, the oldest first
+        self._workers: dict[str, WorkerState] = {}
+        self._beats: dict[str, float] = {}  # by worker: when it last beat, by the clock
+        self._outbox: deque[Reply] = deque()
+        self._replied = asyncio.Event()
+        self._bell = asyncio.Event()  # of the moment; rung once, then replaced
+        self._submitted = self._places = self._answered = self._redelivered = self._dead = 0
+
+    async def open(self) -> None:
+        pass
+
+    async def close(self) -> None:
+        pass
+
+    # The front's side.
+
+    async def submit(self, job: Job) -> None:
+        self._forget_old()
+        if (done := self._done.get(job.id)) and done.reply:
+            self._send(done.reply)
+            return
+        if known := self._entries.get(job.id):
+            known.cancelled = False  # somebody waits for it again
+            return
+        if not any(map(self._alive, self._beats)):
+            raise NoWorkerError("no worker's heart beats")
+        if (waiting := len(self._waiting[job.priority])) >= self._depths[job.priority]:
+            raise QueueFullError(waiting)
+        self._submitted += 1
+        self._entries[job.id] = _Entry(job, self._submitted, self.clock())
+        self._enqueue(self._entries[job.id])
+
+    async def replies(self) -> Sequence[Reply]:
+        while not self._outbox:
+            self._replied.clear()
+            await self._replied.wait()
+        replies = tuple(self._outbox)
+        self._outbox.clear()
+        return replies
+
+    async def cancel(self, job_id: str) -> None:
+        self._outbox = deque(reply for reply in self._outbox if reply.job_id != job_id)
+        if entry := self._entries.get(job_id):
+            entry.cancelled = True
+            if entry.worker is None:
+                self._waiting[entry.job.priority].remove(entry)
+                del self._entries[job_id]
+
+    async def state(self) -> QueueState:
+        waits = [self.clock() - queue[0].since for queue in self._waiting.values() if queue]
+        return QueueState(
+            waiting={priority: len(queue) for priority, queue in self._waiting.items()},
+            oldest=max([0.0, *waits]),
+            answered=self._answered,
+            redelivered=self._redelivered,
+            dead=self._dead,
+            workers=tuple(state for worker, state in self._workers.items() if self._alive(worker)),
+        )
+
+    # The worker's side.
+
+    async def beat(self, state: WorkerState) -> frozenset[str]:
+        self._workers[state.id] = state
+        self._beats[state.id] = self.clock()
+        return frozenset(
+            job_id for job_id, entry in self._entries.items() if entry.worker == state.id and entry.cancelled
+        )
+
+    async def take(self, worker: str, count: int, seconds: float) -> Sequence[Delivery]:
+        until = time.monotonic() + seconds
+        while True:
+            bell = self._bell
+            deliveries = self._draw(worker, count)
+            left = until - time.monotonic()
+            if deliveries or left <= 0:
+                return deliveries
+            # No bell rings when a worker dies: look again and again.
+            with suppress(TimeoutError):
+                async with asyncio.timeout(min(left, self._worker_timeout / 4)):
+                    await bell.wait()
+
+    async def answer(self, worker: str, delivery: Delivery, reply: Reply) -> bool:
+        entry = self._owned(worker, delivery)
+        if entry is None:
+            done = self._done.get(delivery.job.id)
+            return done is not None and (done.worker, done.receipt) == (worker, delivery.receipt)
+        self._finish(entry, reply)
+        return True
+
+    async def give_back(self, worker: str, deliveries: Collection[Delivery]) -> None:
+        for delivery in deliveries:
+            if entry := self._owned(worker, delivery):
+                entry.attempt -= 1
+                self._requeue(entry)
+
+    async def leave(self, worker: str) -> None:
+        self._workers.pop(worker, None)
+        self._beats.pop(worker, None)
+        for entry in [entry for entry in self._entries.values() if entry.worker == worker]:
+            entry.attempt -= 1  # it ends in order: not the job's fault
+            self._requeue(entry)
+
+    # What follows does one step each, with no await in it: nothing can come between.
+
+    def _alive(self, worker: str) -> bool:
+        return self._beats.get(worker, float("-inf")) > self.clock() - self._worker_timeout
+
+    def _owned(self, worker: str, delivery: Delivery) -> _Entry | None:
+        entry = self._entries.get(delivery.job.id)
+        return entry if entry and entry.worker == worker and entry.receipt == delivery.receipt else None
+
+    def _draw(self, worker: str, count: int) -> list[Delivery]:
+        """Hands out what there is for this worker."""
+        drawn: list[Delivery] = []
+        if not self._alive(worker):
+            return drawn
+        self._take_over()
+        while len(drawn) < count and (entry := self._next()) is not None:
+            alone = entry.attempt > 0
+            if alone and drawn:
+                break  # it comes next time
+            drawn.append(self._hand_out(entry, worker))
+            if alone:
+                break
+        return drawn
+
+    def _next(self) -> _Entry | None:
+        """The job whose turn it is. Those before it whose deadline has passed are answered."""
+        for priority in rules.turn(self._places):
+            queue = self._waiting[priority]
+            while queue and queue[0].job.deadline <= self.clock():
+                self._refuse(queue.pop(0), rules.TOO_LATE)
+            if queue:
+                return queue[0]
+        return None
+
+    def _hand_out(self, entry: _Entry, worker: str) -> Delivery:
+        self._waiting[entry.job.priority].remove(entry)
+        self._places += 1
+        entry.worker = worker
+        entry.attempt += 1
+        entry.handed_out += 1
+        return Delivery(entry.job, entry.attempt, self.clock() - entry.since, entry.receipt)
+
+    def _take_over(self) -> None:
+        """Puts the jobs of dead workers back, or gives them up."""
+        dead = {worker for worker in self._beats if not self._alive(worker)}
+        if not dead:
+            return
+        for entry in [entry for entry in self._entries.values() if entry.worker in dead]:
+            if entry.attempt < self._tries or entry.cancelled:
+                self._redelivered += not entry.cancelled
+                self._requeue(entry)
+            else:
+                self._dead += 1
+                self.dead_letters.append(entry.job)
+                self._refuse(entry, rules.POISON)
+        for worker in dead:
+            del self._beats[worker]
+            self._workers.pop(worker, None)
+
+    def _requeue(self, entry: _Entry) -> None:
+        entry.worker = None
+        if entry.cancelled:
+            del self._entries[entry.job.id]
+        else:
+            self._enqueue(entry)
+
+    def _enqueue(self, entry: _Entry) -> None:
+        insort(self._waiting[entry.job.priority], entry, key=lambda other: other.number)
+        self._bell.set()
+        self._bell = asyncio.Event()
+
+    def _refuse(self, entry: _Entry, refusal: Refusal) -> None:
+        self._finish(entry, Reply(entry.job.id, refusal))
+
+    def _finish(self, entry: _Entry, reply: Reply) -> None:
+        """Forgets the entry, and sends the reply if anybody waits for it."""
+        del self._entries[entry.job.id]
+        heard = None if entry.cancelled else reply
+        until = self.clock() + rules.REPLY_KEPT
+        self._done.pop(entry.job.id, None)  # so that it goes to the end
+        self._done[entry.job.id] = _Done(heard, entry.worker or "", entry.receipt, until)
+        self._forget_old()
+        if heard:
+            self._answered += 1
+            self._send(heard)
+
+    def _send(self, reply: Reply) -> None:
+        self._outbox.append(reply)
+        self._replied.set()
+
+    def _forget_old(self) -> None:
+        while self._done and next(iter(self._done.values())).until <= self.clock():
+            del self._done[next(iter(self._done))]
