@@ -24,11 +24,11 @@ PARTS = (
     "decode image",
     "look",
     "encode",
-    "begin",  # taking the caption in: its regions' keys and values
+    "begin",  # taking the caption in: its regions' keys and values, at the layers that the first word used
     "layers, early",  # and vocabulary head, of the words that left at the first tested layer
     "tests, early",  # of these words
     "layers, deep",  # and vocabulary head, of the words that went on
-    "tests, deep",  # of these, and the catch-up that they needed
+    "tests, deep",  # of these, and the catch-up that they needed, the regions' keys and values among it
     "fixed",  # of all words: Python, dispatch, bookkeeping
 )
 TINY_VOCABULARY = 16
@@ -77,11 +77,13 @@ def break_down(
     )
     step_ms = {depth: _later_step(taken[f"alone {depth}"]) for depth in depths}
     fixed_ms = {depth: _later_step(fixed[f"empty {depth}"]) for depth in depths}
-    firsts = [steps[0][0] for steps in taken[f"alone {model.layers}"]]
-    begin = max(0.0, float(np.median(firsts)) - step_ms[model.layers])
+    begin_ms = {}
+    for depth in depths:
+        firsts = [steps[0][0] for steps in taken[f"alone {depth}"]]
+        begin_ms[depth] = max(0.0, float(np.median(firsts)) - step_ms[depth])
     return {
         "tiers": [
-            {"name": tier.name, "ms": {**before, **words_apart(taken[tier.name], depths, step_ms, fixed_ms, begin)}}
+            {"name": tier.name, "ms": {**before, **words_apart(taken[tier.name], depths, step_ms, fixed_ms, begin_ms)}}
             for tier in tiers
         ],
         "step_ms": {str(depth): value for depth, value in step_ms.items()},
@@ -94,19 +96,21 @@ def words_apart(
     depths: Sequence[int],
     step_ms: Mapping[int, float],
     fixed_ms: Mapping[int, float],
-    begin: float,
+    begin_ms: Mapping[int, float],
 ) -> dict[str, float]:
     """The parts of the words, milliseconds per caption, the mean of `captions`.
 
     `step_ms` and `fixed_ms`: of a step of a decoder of so many layers alone, at its width and at next to none.
+    `begin_ms`: what its first step takes beyond a later one.
     """
     apart = dict.fromkeys(PARTS[3:], 0.0)
     for caption in captions:
-        apart["begin"] += begin
         for index, (taken, left) in enumerate(caption):
+            begin = begin_ms[left] if index == 0 else 0.0
+            apart["begin"] += begin
             kind = "early" if left == depths[0] and len(depths) > 1 else "deep"
             apart[f"layers, {kind}"] += step_ms[left] - fixed_ms[left]
-            apart[f"tests, {kind}"] += taken - step_ms[left] - (begin if index == 0 else 0.0)
+            apart[f"tests, {kind}"] += taken - step_ms[left] - begin
             apart["fixed"] += fixed_ms[left]
     return {part: value / len(captions) for part, value in apart.items()}
 

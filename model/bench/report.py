@@ -158,8 +158,8 @@ def _breakdown(breakdown: dict[str, Any]) -> str:
             _note(
                 "Early words left at the first tested layer, deep ones went on. layers: what the word takes in a "
                 "decoder of as many layers as it used, untested. tests: what it took beyond that, for deep words with "
-                "the catch-up they needed. begin: the first step beyond a later one. fixed: a step on a network of "
-                "next to no width."
+                "the catch-up they needed, keys and values of the regions among it. begin: what the first step takes "
+                "beyond a later one, in a decoder of as many layers. fixed: a step on a network of next to no width."
             ),
         ]
     )

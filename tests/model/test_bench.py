@@ -217,11 +217,13 @@ def test_bandwidth_is_some_number_of_bytes_a_second():
 
 def test_words_are_told_apart_by_where_they_left():
     captions = [[(5.0, 1), (2.5, 1), (7.0, 4)], [(9.0, 4)]]
-    apart = words_apart(captions, [1, 4], step_ms={1: 2.0, 4: 4.0}, fixed_ms={1: 0.5, 4: 1.0}, begin=2.0)
+    apart = words_apart(
+        captions, [1, 4], step_ms={1: 2.0, 4: 4.0}, fixed_ms={1: 0.5, 4: 1.0}, begin_ms={1: 1.5, 4: 2.0}
+    )
     assert apart == {
-        "begin": pytest.approx(2.0),
+        "begin": pytest.approx((1.5 + 2.0) / 2),
         "layers, early": pytest.approx(2 * 1.5 / 2),
-        "tests, early": pytest.approx((5.0 - 2.0 - 2.0 + 0.5) / 2),
+        "tests, early": pytest.approx((5.0 - 2.0 - 1.5 + 0.5) / 2),
         "layers, deep": pytest.approx(2 * 3.0 / 2),
         "tests, deep": pytest.approx((3.0 + 9.0 - 4.0 - 2.0) / 2),
         "fixed": pytest.approx((0.5 + 0.5 + 1.0 + 1.0) / 2),
@@ -230,7 +232,7 @@ def test_words_are_told_apart_by_where_they_left():
 
 
 def test_without_tests_every_word_went_all_the_way():
-    apart = words_apart([[(5.0, 4)]], [4], {4: 4.0}, {4: 1.0}, begin=1.0)
+    apart = words_apart([[(5.0, 4)]], [4], {4: 4.0}, {4: 1.0}, {4: 1.0})
     assert (apart["layers, early"], apart["layers, deep"], apart["tests, deep"]) == (0.0, 3.0, 0.0)
 
 
