@@ -10,25 +10,22 @@ from typing import Any
 
 from fastapi import FastAPI
 from fastapi.openapi.utils import get_openapi
-from prometheus_client import CollectorRegistry
 
-from service.broker.base import FrontBroker, WorkerBroker
+from service.broker.base import FrontBroker
 from service.broker.memory import MemoryBroker
-from service.broker.redis import RedisBroker
 from service.errors import install_handlers
 from service.front import Front
 from service.images import ImageLimits
 from service.keys import Quota, read_keys
 from service.metrics import Metrics
 from service.middleware import Envelope, KeyGuard
-from service.model_thread import ModelThread, StepwiseCaptioner, bundle_loader
+from service.model_thread import StepwiseCaptioner
 from service.routes import caption, home, metrics, model, probes
 from service.routes.caption_docs import add_key_schemes, add_problem_schema
 from service.routes.context import Context
 from service.settings import MEMORY, Settings
+from service.wiring import make_worker, redis_broker
 from service.worker import Worker
-from service.worker_metrics import WorkerMetrics
-from service.worker_process import make_cache
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +54,7 @@ def create_app(
     own: MemoryBroker | None = None
     if broker is None and settings.broker == MEMORY:
         broker = own = MemoryBroker(settings.depths, settings.worker_timeout_s, settings.tries)
-    front = Front(broker or _redis_broker(settings), own_worker=own is not None)
+    front = Front(broker or redis_broker(settings), own_worker=own is not None)
     told = Metrics(front)
     context = Context(settings, front, told, limits, Quota(settings.quota_per_minute))
 
@@ -66,7 +63,7 @@ def create_app(
         await front.start()
         async with AsyncExitStack() as stack:
             if own is not None:
-                worker = _local_worker(settings, own, load or bundle_loader(settings), told.registry)
+                worker = make_worker(settings, own, told.registry, load)
                 stack.push_async_callback(worker.stop)
                 starting = asyncio.create_task(_start(worker, on_failure))
                 stack.callback(starting.cancel)
@@ -90,26 +87,6 @@ def create_app(
         app.include_router(routes.router)
     _describe(app, with_keys=bool(keys))
     return app
-
-
-def _redis_broker(settings: Settings) -> FrontBroker:
-    return RedisBroker(settings.broker, settings.queue, settings.depths, settings.worker_timeout_s, settings.tries)
-
-
-def _local_worker(
-    settings: Settings, broker: WorkerBroker, load: Callable[[], StepwiseCaptioner], registry: CollectorRegistry
-) -> Worker:
-    """The worker of this process. A supervisor starts the process again where its model hangs."""
-    told = WorkerMetrics(registry)
-    return Worker(
-        broker,
-        ModelThread(load, told, settings.look_batch),
-        ImageLimits(settings.max_pixels, settings.min_side),
-        make_cache(settings, told),
-        told,
-        hang_seconds=settings.hang_timeout_s,
-        drain_seconds=settings.drain_timeout_s,
-    )
 
 
 async def _start(worker: Worker, on_failure: Callable[[], None] | None) -> None:

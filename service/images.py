@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -12,6 +13,12 @@ from service.errors import Problem
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
 # Header lengths that BMP files declare at offset 14. "BM" alone would take much plain text for a picture.
 _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
+# Each scan of a JPEG goes over all its pixels, and takes some bytes to ask for. Real ones have about ten; libtiff takes
+# as many as this from a JPEG within a TIFF.
+_MAX_SCANS = 100
+# A marker that a length follows; the others are fill, stuffed zero, TEM, restarts and SOI (ITU-T T.81, B.1).
+_JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)
+_TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 
 @dataclass(frozen=True)
@@ -82,7 +89,35 @@ def _open(data: bytes, limits: ImageLimits) -> Image.Image:
             "image_too_small",
             f"The image is {width} x {height} pixels; each side must be at least {limits.min_side}.",
         )
+    if found == "TIFF":
+        _check_tile(image, limits)
+    if found == "JPEG" and _scans(data) > _MAX_SCANS:
+        raise _undecodable()
     return image
+
+
+def _check_tile(image: Image.Image, limits: ImageLimits) -> None:
+    """Raises `Problem` for a TIFF whose tiles are too large: one is decoded whole, however little of it is used."""
+    tags = getattr(image, "tag_v2", {})
+    try:
+        width, length = tags.get(_TILE_WIDTH, 0), tags.get(_TILE_LENGTH, 0)
+    except Exception as error:  # a value is parsed when it is asked for
+        raise _undecodable() from error
+    if not isinstance(width, int) or not isinstance(length, int):
+        raise _undecodable()
+    if width * length > limits.max_pixels:
+        raise Problem(
+            "too_many_pixels", f"The tiles are {width} x {length} pixels; at most {limits.max_pixels:,} are taken."
+        )
+
+
+def _scans(data: bytes) -> int:
+    """How many scans a JPEG has, counted to its end or just beyond `_MAX_SCANS`."""
+    scans, at = 0, 2
+    while scans <= _MAX_SCANS and (marker := _JPEG_MARKER.search(data, at)) and marker[1] != b"\xd9":
+        scans += marker[1] == b"\xda"
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return scans
 
 
 def _plain(image: Image.Image) -> Image.Image:
@@ -92,6 +127,8 @@ def _plain(image: Image.Image) -> Image.Image:
     except Exception:  # broken EXIF: the pixels are fine, so the picture is taken as it lies
         image = image.copy()  # a copy forgets what was parsed so far
     transparency = image.info.get("transparency")
+    if isinstance(transparency, bytes):
+        transparency = transparency[:256]  # one for each colour; Pillow reads more from a PNG, and then fails on them
     image.info = {} if transparency is None else {"transparency": transparency}
     return image
 

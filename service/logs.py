@@ -41,6 +41,7 @@ def set_up(settings: Settings, stream: TextIO | None = None) -> None:
     root.handlers[:] = [handler]
     root.setLevel(settings.log_level.upper())
     logging.captureWarnings(True)
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)  # what is wrong with a picture is its sender's to hear
     for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
         logging.getLogger(name).handlers.clear()
         logging.getLogger(name).propagate = name != "uvicorn.access"  # the access line is ours

@@ -27,6 +27,10 @@ PROBES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # their good
 PAGES = frozenset({"/", "/docs", "/openapi.json"})  # how to ask; the pages of `/problems/` are open too
 
 
+class CannotSendError(Exception):
+    """The server cannot send the answer: the connection is gone, or what came over it broke the protocol."""
+
+
 class Envelope:
     """Pure ASGI, outermost: sets `request_id`, `traceparent` ("" for none that is valid) and `arrived`
     (time.monotonic(), seconds) in the request's state; counts the request and logs its one line.
@@ -60,7 +64,10 @@ class Envelope:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 MutableHeaders(scope=message)["X-Request-ID"] = request_id
-            await send(message)
+            try:
+                await send(message)
+            except Exception as error:
+                raise CannotSendError from error
 
         ids = current.set(RequestIds(request_id, traced))
         try:
@@ -69,6 +76,9 @@ class Envelope:
         except asyncio.CancelledError:  # the server stops and waits no longer
             state["outcome"] = "cancelled"
             raise
+        except CannotSendError as error:
+            log.info("the answer cannot be sent: %r", error.__cause__)
+            state["outcome"] = "client_gone"
         except Exception:
             log.exception("request %s failed", request_id)
             state["outcome"] = "internal"

@@ -30,19 +30,16 @@ class CaptionOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     speed: Speed | None = Field(None, description=f"{_SPEED}. Default: balanced.", examples=["fast", 2.5])
-    tau: Annotated[float, BeforeValidator(_no_boolean)] | None = Field(
+    tau: Annotated[float, Field(ge=0, allow_inf_nan=False), BeforeValidator(_no_boolean)] | None = Field(
         None,
-        ge=0,
-        allow_inf_nan=False,
         description="Instead of `speed`: the entropy in nats below which a word leaves the decoder.",
     )
     beam: Annotated[int, BeforeValidator(_no_boolean)] = Field(
         1, ge=1, le=5, description="Beam width. The speed table was measured with 1."
     )
     regions: bool = Field(False, description="Whether to answer with the regions that were looked at.")
-    timeout_ms: Annotated[int, BeforeValidator(_no_boolean)] | None = Field(
+    timeout_ms: Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)] | None = Field(
         None,
-        ge=1,
         description="Milliseconds from the request's arrival until 504; at most, and by default, 30000. "
         "A body that is still arriving has the server's limit, whatever is asked for here.",
     )

@@ -17,6 +17,7 @@ import uvicorn
 from service import logs
 from service.app import create_app
 from service.front import Front
+from service.listening import listen
 from service.routes.context import Context
 from service.settings import MEMORY, Settings, without_password
 
@@ -42,15 +43,10 @@ def serve(settings: Settings) -> None:
     # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, server_header=False, log_config=None, access_log=False
+        app, host=settings.host, port=settings.port, server_header=False, log_config=None, access_log=False, ws="none"
     )
     server = DrainingServer(config, Context.of(app).front, settings.drain_timeout_s)
-    try:
-        listening = config.bind_socket()  # first of all, so that a taken port is told before a model is loaded
-    except SystemExit as error:  # uvicorn's way to say so, without the port
-        place = f"{settings.host}:{settings.port}"
-        raise SystemExit(f"cannot listen on {place}: choose another with --port or DEECAP_PORT") from error
-    listening.listen(config.backlog)  # who reads the address below may use it at once, and waits a moment at most
+    listening = listen(config, "--port or DEECAP_PORT")
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over, there is nothing to finish
         signal.signal(number, lambda *_: sys.exit(0))
     log.info("settings", extra=logs.fields(**settings.redacted()))

@@ -347,7 +347,7 @@ class Worker:
         picture = decode(image, self._limits)
         try:
             return self._model.captioner.prepare(picture)
-        except OSError as error:
+        except Exception as error:  # Pillow's decoders raise all sorts of things
             raise Problem("undecodable_image", "The pixels of the image cannot be decoded.") from error
 
     def _to_answer(self, hand: _Hand, done: _Done) -> Answer:

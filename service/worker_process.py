@@ -12,22 +12,19 @@ from types import FrameType
 
 import uvicorn
 from prometheus_client import CollectorRegistry, ProcessCollector
-from prometheus_client.exposition import choose_encoder
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from service import logs
-from service.broker.base import BrokerError, WorkerBroker
-from service.broker.redis import RedisBroker
+from service.broker.base import BrokerError
 from service.errors import PROBLEM_JSON, problem_document
-from service.feature_cache import FeatureCache, MemoryFeatureCache, RedisFeatureCache
-from service.images import ImageLimits
-from service.model_thread import ModelThread, bundle_loader
+from service.exposition import expose
+from service.listening import listen
 from service.settings import Settings, without_password
+from service.wiring import make_worker, redis_broker
 from service.worker import Worker
-from service.worker_metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
@@ -60,9 +57,10 @@ async def _run(settings: Settings) -> None:
         server_header=False,
         log_config=None,
         access_log=False,
+        ws="none",
     )
     server = _Server(config)
-    listening = _listen(config)  # first of all, so that a taken port is told before a model is loaded
+    listening = listen(config, "DEECAP_METRICS_PORT")
     serving = asyncio.create_task(server.serve([listening]))
     try:
         if await _start(worker, server):
@@ -91,34 +89,6 @@ async def _start(worker: Worker, server: _Server) -> bool:
     return True
 
 
-def make_worker(settings: Settings, broker: WorkerBroker, registry: CollectorRegistry) -> Worker:
-    """A worker of the settings' bundle for the broker, its metrics in the registry. Nothing has begun yet."""
-    metrics = WorkerMetrics(registry)
-    return Worker(
-        broker,
-        ModelThread(bundle_loader(settings), metrics, settings.look_batch),
-        ImageLimits(settings.max_pixels, settings.min_side),
-        make_cache(settings, metrics),
-        metrics,
-        hang_seconds=settings.hang_timeout_s,
-        drain_seconds=settings.drain_timeout_s,
-    )
-
-
-def make_cache(settings: Settings, metrics: WorkerMetrics) -> FeatureCache:
-    """Redis where the settings name one, else this process's memory."""
-    if settings.redis_cache:
-        return RedisFeatureCache(
-            settings.redis_cache, settings.feature_cache_ttl_s, lambda: metrics.cache_failed(RedisFeatureCache.name)
-        )
-    return MemoryFeatureCache(settings.feature_cache_mb * 1_000_000)
-
-
-def redis_broker(settings: Settings) -> WorkerBroker:
-    """The broker at the settings' address. Raises `service.broker.base.BrokerError` for one that cannot be read."""
-    return RedisBroker(settings.broker, settings.queue, settings.depths, settings.worker_timeout_s, settings.tries)
-
-
 def health_app(worker: Worker, registry: CollectorRegistry) -> Starlette:
     """`/livez`: the model thread lives. `/startupz`: the model was loaded. `/readyz`: captions go through."""
 
@@ -132,8 +102,7 @@ def health_app(worker: Worker, registry: CollectorRegistry) -> Starlette:
         return _status(worker.ready, "No captions go through: the model or the broker is not there, or it is stopping.")
 
     async def metrics(request: Request) -> Response:
-        encode, content_type = choose_encoder(request.headers.get("accept", ""))
-        return Response(encode(registry), headers={"Content-Type": content_type})
+        return expose(registry, request.headers.get("accept", ""))
 
     handlers = {"/livez": livez, "/startupz": startupz, "/readyz": readyz, "/metrics": metrics}
     return Starlette(routes=[Route(path, handler) for path, handler in handlers.items()])
@@ -161,14 +130,6 @@ class _Server(uvicorn.Server):
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
         self._loop.call_soon_threadsafe(self.signalled.set)
-
-
-def _listen(config: uvicorn.Config) -> socket.socket:
-    try:
-        return config.bind_socket()
-    except SystemExit as error:  # uvicorn's way to say so, without the port
-        place = f"{config.host}:{config.port}"
-        sys.exit(f"cannot listen on {place}: choose another port by DEECAP_METRICS_PORT ({error})")
 
 
 def _welcome(settings: Settings, worker: Worker, listening: socket.socket) -> str:

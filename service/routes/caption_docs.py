@@ -21,6 +21,8 @@ _DETAILS = {
     "malformed_json": "Expecting value: line 1 column 1 (char 0)",
     "malformed_multipart": "Missing boundary in multipart.",
     "unauthorized": "There is none in this request: send Authorization: Bearer <key>, or X-API-Key: <key>.",
+    "not_found": "No problem has this code; there are bad_request, empty_body and more.",
+    "invalid_request": "path.id: Field required",
     "body_timeout": "The body was not there after 30 seconds.",
     "body_too_large": "At most 20,000,000 bytes are taken.",
     "unsupported_media_type": "Content-Type text/plain is not taken.",
@@ -44,6 +46,7 @@ _DETAILS = {
     "unavailable": "The queue cannot be reached at the moment.",
     "deadline_exceeded": "The caption was not ready by the deadline (timeout_ms).",
 }
+_OF_OTHERS = {"not_found", "invalid_request"}  # never told of a caption
 NOT_READY = ("not_ready", "no_worker", "unavailable", "stopping")  # why no caption can be had, for now
 
 
@@ -143,13 +146,24 @@ RESPONSES: dict[int | str, dict[str, Any]] = {
             }
         },
     },
-    **problem_responses(*_DETAILS),
+    **problem_responses(*(code for code in _DETAILS if code not in _OF_OTHERS)),
 }
 
 
 def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
-    """The OpenAPI document with the schema that `problem_responses` refer to."""
-    document.setdefault("components", {}).setdefault("schemas", {})["ProblemOut"] = ProblemOut.model_json_schema()
+    """The OpenAPI document with the schema that `problem_responses` refer to, and with the problems of addresses that
+    have a part to fill in: nothing may be there, and what FastAPI refuses is told in our shape, not in its own."""
+    schemas = document.setdefault("components", {}).setdefault("schemas", {})
+    schemas["ProblemOut"] = ProblemOut.model_json_schema()
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            responses = operation["responses"]
+            if "HTTPValidationError" in str(responses.get("422")):
+                responses["422"] = problem_responses("invalid_request")[422]
+            if "{" in path:
+                responses.setdefault("404", problem_responses("not_found")[404])
+    for unused in ("HTTPValidationError", "ValidationError"):
+        schemas.pop(unused, None)
     return document
 
 

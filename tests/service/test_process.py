@@ -25,11 +25,11 @@ from tests.service.fakes import FakeCaptioner
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
-import service.app
+import service.wiring
 from service.serve import serve
 from service.settings import Settings
 from tests.service.fakes import FakeCaptioner
-service.app.bundle_loader = lambda settings: {load}
+service.wiring.bundle_loader = lambda settings: {load}
 class SlowCaptioner(FakeCaptioner):
     def step(self):
         import time

@@ -24,9 +24,10 @@ from service.images import ImageLimits
 from service.jobs import Answer, Job
 from service.model_thread import ModelThread
 from service.settings import Settings
+from service.wiring import make_cache, make_worker
 from service.worker import HANG_STATUS, Worker
 from service.worker_metrics import WorkerMetrics
-from service.worker_process import health_app, make_cache, make_worker
+from service.worker_process import health_app
 from tests.service.redis_server import MISSING, RedisServer, find_binary
 from tests.service.running import until
 from tests.service.worker.fakes import Stage, StepFake, photo, text
@@ -134,10 +135,11 @@ async def test_the_settings_reach_the_worker(stage: Stage) -> None:
 # The process itself, with the fake for a model.
 
 PROGRAM = """
+import service.wiring
 import service.worker_process as process
 from service.settings import Settings
 from tests.service.worker.fakes import StepFake
-process.bundle_loader = lambda settings: lambda: StepFake(step_seconds={step_seconds})
+service.wiring.bundle_loader = lambda settings: lambda: StepFake(step_seconds={step_seconds})
 process.run_worker(Settings.load())
 """
 
