@@ -11,6 +11,7 @@ from PIL import Image
 
 from model.bottom_up.preprocess import to_pixels
 from model.caption import Regions
+from model.saturation import saturates
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
 
@@ -38,6 +39,9 @@ class Extractor:
         # Threads that wait for the next photo would keep the cores busy while the decoder needs them.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         options.log_severity_level = 3  # errors; what matters of the rest is checked here
+        if device == "cpu" and saturates():
+            # An int8 extractor then runs in float32, rounding as int8 would: slower, but not wrong.
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
             self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
         except Exception as error:  # its own exceptions share no base class

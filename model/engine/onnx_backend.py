@@ -19,8 +19,8 @@ from model.engine.onnx_graph import (
     decoder_graph,
     encoder_graph,
     regions_graph,
-    saturates,
 )
+from model.saturation import saturates
 
 FEW_ROWS = 4  # up to here the operator for few rows is the quicker one
 

@@ -10,7 +10,6 @@ from typing import Any, cast
 
 import numpy as np
 import onnx
-import onnxruntime
 import torch
 from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
@@ -315,17 +314,3 @@ def regions_graph(model: DeeCap, span: Span, arithmetic: Arithmetic) -> bytes:
     graph.output("keys", graph.op("Transpose", keys, perm=[1, 2, 3, 0]))
     graph.output("values", graph.op("Transpose", values, perm=[1, 2, 0, 3]))
     return graph.finish()
-
-
-def saturates() -> bool:
-    """Whether products of bytes overflow on this processor: so without VNNI, where pairs are summed in 16 bits."""
-    graph = Graph(Arithmetic("many"), 1)
-    shape = (64, 64)
-    zero = graph.constant(np.array(0), np.uint8)
-    product = graph.op("MatMulInteger", graph.input("x", [*shape]), graph.constant(np.full(shape, 127), np.int8), zero)
-    graph.inputs[0] = helper.make_tensor_value_info("x", TensorProto.UINT8, shape)
-    graph.nodes.append(helper.make_node("Identity", [product], ["y"]))
-    graph.outputs.append(helper.make_tensor_value_info("y", TensorProto.INT32, None))
-    session = onnxruntime.InferenceSession(graph.finish(), providers=["CPUExecutionProvider"])
-    (found,) = session.run(None, {"x": np.full(shape, 255, dtype=np.uint8)})
-    return bool((found != 64 * 255 * 127).any())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import tempfile
 import time
 import zlib
 from collections.abc import Sequence
@@ -15,8 +16,12 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from model.bottom_up.export import export_extractor
+from model.bottom_up.extractor import Extractor
 from model.bottom_up.grid import cells
+from model.bottom_up.quantise import quantise_extractor
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
+from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
 from model.decoding.search import ranked_search
 from model.deecap import DeeCap
@@ -26,8 +31,8 @@ from model.training.data import Photo, epoch_batches, pad_captions, pick_caption
 from model.training.features import FULL, bottom_features
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
-from model.training.photos import photo_names
-from model.training.regions import KeptRegions, PhotoRows, RegionFiles, boxes_for, mirrored
+from model.training.photos import iterate_photos, photo_names
+from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, mirrored
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
@@ -36,6 +41,7 @@ from model.vocabulary import EOS, Vocabulary
 
 LOG_EVERY = 20  # steps between lines of the log
 OWN_BEAM = 3  # hypotheses, all kept, where a stage learns from the model's own captions
+RANGE_PHOTOS = 100  # that the ranges of an int8 extractor are taken from
 OWN_BATCH = 100  # photos at a time when making them
 
 
@@ -64,6 +70,7 @@ class Trainer:
             (caption for row in self.train_rows for caption in self.photos[row].captions), settings.least_count
         )
         self.trunk: Trunk | None = None
+        self.sources: list[PhotoSource] = []
         self.files: RegionFiles | None = None
         feature_width = HEAD_WIDTH
         if settings.data.region_features:
@@ -77,6 +84,7 @@ class Trainer:
         config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=feature_width, **settings.model)
         self.model = DeeCap(config).to(self.device)
         self.kept: KeptRegions | None = None
+        self.kept_quantised = False
         self.reward: CiderReward | None = None
         self.own_captions: dict[str, list[list[int]]] = {}
 
@@ -92,6 +100,7 @@ class Trainer:
         parts = []
         for group, folder, source, kept_views in groups:
             if group:
+                self.sources.append(PhotoSource(data / folder, tuple(photo.name for photo in group)))
                 cache = features / f"{source.replace('/', '-').removesuffix('.json')}.npy"
                 names = [photo.name for photo in group]
                 parts.append(bottom_features(self.trunk, data / folder, names, kept_views, cache))
@@ -144,8 +153,13 @@ class Trainer:
         tuned = stage.tune_trunk_from >= 0
         if tuned or self.trunk is None:
             self.kept = None
-        elif self.kept is None:  # else they are the last stage's, which left the trunk alone as well
-            self.kept = KeptRegions(self.rows, self.trunk)
+        elif self.kept is None or stage.quantised_extractor != self.kept_quantised:
+            # Else they are the last stage's, which left the trunk alone as well.
+            if stage.quantised_extractor:
+                self.kept = KeptRegions.through_extractor(self.rows, self.sources, self._quantised(self.trunk))
+            else:
+                self.kept = KeptRegions.through_trunk(self.rows, self.trunk)
+            self.kept_quantised = stage.quantised_extractor
         if stage.kind == "self_critical":
             self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})
         rows = self.train_rows
@@ -179,6 +193,18 @@ class Trainer:
                 {**self._state(stage, progress), "optimiser": optimiser.state_dict(), "average": average.state_dict()},
             )
         (self.work / f"{stage.name}.best.pt").replace(self.work / f"{stage.name}.pt")
+
+    def _quantised(self, trunk: Trunk) -> Extractor:
+        """The trunk as an int8 extractor, in the work folder, from where the bundle takes it."""
+        path = self.work / EXTRACTOR
+        if not path.exists():
+            names = {self.photos[row].name for row in self.train_rows[:RANGE_PHOTOS]}
+            wanted = [(source.folder, names & set(source.names)) for source in self.sources]
+            pixels = [found for place, some in wanted if some for _, found in iterate_photos(place, some)]
+            with tempfile.TemporaryDirectory() as folder:
+                export_extractor(trunk, Path(folder) / EXTRACTOR)
+                quantise_extractor(Path(folder) / EXTRACTOR, path, np.stack(pixels))
+        return Extractor(path, "cpu", torch.get_num_threads())
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model} if self.trunk is None else {"model": self.model, "trunk": self.trunk}

@@ -13,10 +13,12 @@ from torch import Tensor
 from tqdm import tqdm
 
 from model.batching import stack_regions
+from model.bottom_up.extractor import Extractor
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk
 from model.caption import Regions
-from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID
+from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID, view_pixels
+from model.training.photos import iterate_photos
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,14 @@ class PhotoRows:
         raise IndexError("no such photo")
 
 
+@dataclass(frozen=True)
+class PhotoSource:
+    """Where the pixels of photos are."""
+
+    folder: Path
+    names: tuple[str, ...]
+
+
 def mirrored(view: int) -> bool:
     """Whether left and right have changed places in this view."""
     return view in (FLIPPED, CROPPED_FLIPPED)
@@ -55,9 +65,14 @@ def mirrored(view: int) -> bool:
 class KeptRegions:
     """float16 region features of every photo, whole and mirrored, for stages that leave the trunk alone."""
 
-    def __init__(self, photos: PhotoRows, trunk: Trunk, batch: int = 32) -> None:
-        cells_per_photo = (GRID // 2) ** 2
-        self.features = np.zeros((len(photos.names), 2, cells_per_photo, HEAD_WIDTH), dtype=np.float16)
+    def __init__(self, photos: int) -> None:
+        """Room for so many photos."""
+        self.features = np.zeros((photos, 2, (GRID // 2) ** 2, HEAD_WIDTH), dtype=np.float16)
+
+    @classmethod
+    def through_trunk(cls, photos: PhotoRows, trunk: Trunk, batch: int = 32) -> KeptRegions:
+        """From the kept lower-trunk features."""
+        kept = cls(len(photos.names))
         for view in (FULL, FLIPPED):
             having = [row for row in range(len(photos.names)) if photos.views(row) > view]
             for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
@@ -65,7 +80,22 @@ class KeptRegions:
                 bottom = photos.bottom(rows, [view] * len(rows))
                 with torch.inference_mode():
                     regions = cells(trunk.top(bottom.to(next(trunk.parameters()).device)))
-                self.features[rows, view] = regions.cpu().numpy()
+                kept.features[rows, view] = regions.cpu().numpy()
+        return kept
+
+    @classmethod
+    def through_extractor(cls, photos: PhotoRows, sources: Sequence[PhotoSource], extractor: Extractor) -> KeptRegions:
+        """As served: from the pixels. Raises `FileNotFoundError` for photos that are not there."""
+        kept = cls(len(photos.names))
+        row_of = {name: row for row, name in enumerate(photos.names)}
+        for source in sources:
+            found = iterate_photos(source.folder, set(source.names))
+            for name, pixels in tqdm(found, total=len(source.names), desc=f"regions, {source.folder.name}"):
+                row = row_of[name]
+                views = [view_pixels(pixels, view, row) for view in (FULL, FLIPPED) if view < photos.views(row)]
+                for view, regions in enumerate(extractor.look_at_pixels(np.stack(views))):
+                    kept.features[row, view] = regions.features
+        return kept
 
     def __call__(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """float32 `(len(rows), 81, 1280)`."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import torch
@@ -39,7 +40,10 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     policy = settings.exit_policy or policy
     policy.validate(model.layers)
     save_model(folder, folder.name, model, vocabulary, policy)
-    export_extractor(trunk, folder / EXTRACTOR)
+    if settings.stages[-1].quantised_extractor:
+        shutil.copyfile(work / EXTRACTOR, folder / EXTRACTOR)
+    else:
+        export_extractor(trunk, folder / EXTRACTOR)
     only_row = SpeedRow(tau=0.0, speedup=1.0, executed_speedup=1.0, cider=0.0, describe_ms=0.0)
     table = SpeedTable((only_row,), dict.fromkeys(TIERS, 0.0), {"note": UNMEASURED})
     write_json(folder / SPEEDS, table.to_json())

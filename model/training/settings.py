@@ -54,6 +54,7 @@ class StageSettings:
     copied_states: float = 0.0  # exits: share of captions with words whose h_1 stands in for their deeper states
     freeze_layers: bool = True  # exits: section 3.4's per-step freezing
     freeze_backbone: bool = False  # exits: nothing but exits, imitators and gate learns
+    quantised_extractor: bool = False  # exits: on regions as the int8 extractor sees them, which then ships
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,8 @@ def read_settings(path: Path) -> TrainSettings:
             raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
         if built.kind == "self_critical" and built.captions_per_image < 2:
             raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
+        if built.quantised_extractor and built.tune_trunk_from >= 0:
+            raise ValueError(f"{path}, stage {number}: a quantised extractor cannot be tuned")
         if built.patience < 1 or built.epochs < 1:
             raise ValueError(f"{path}, stage {number}: patience and epochs must be 1 or more")
         stages.append(built)

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw
 
 import model.training.loop as loop
 from model.bottom_up.trunk import Trunk
+from model.bundle import EXTRACTOR
 from model.captioner import Captioner
 from model.config import DeeCapConfig
 from model.decoding.search import emission_logits
@@ -912,7 +913,7 @@ def test_region_files_leave_no_trunk_to_tune(data: Path, tmp_path: Path) -> None
 
 
 def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From photos: kept features, the upper trunk tuned, the model's own captions, a bundle, a caption."""
+    """From photos: kept features, the upper trunk tuned, the model's own captions, int8 regions, a bundle."""
     monkeypatch.setattr(loop, "imagenet_trunk", lambda: Trunk().eval())
     data, work = tmp_path / "data", tmp_path / "work"
     (data / "photos").mkdir(parents=True)
@@ -924,7 +925,7 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         image.save(data / "photos" / name)
     text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
     text = text.replace("shallow_exit_weight = 0.4", "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2")
-    text = text.replace("lambda = 0.25", "own_captions = 1.0")
+    text = text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):
         write_bundle(settings, work, tmp_path / "bundle")
@@ -942,8 +943,13 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
     assert all(1 <= len(captions) <= loop.OWN_BEAM for captions in own.values())
 
     write_bundle(settings, work, tmp_path / "bundle")
+    assert (tmp_path / "bundle" / EXTRACTOR).read_bytes() == (work / EXTRACTOR).read_bytes()
+    assert trainer.kept is not None
     captioner = Captioner.load(tmp_path / "bundle", "cpu")
     with Image.open(data / "photos" / "0.png") as image:
-        caption = captioner.describe(captioner.look(image), "full")
+        regions = captioner.look(image)
+    learned_on = trainer.kept([0], [0])[0].numpy()
+    assert np.linalg.norm(regions.features - learned_on) < 0.01 * np.linalg.norm(learned_on)  # kept in float16
+    caption = captioner.describe(regions, "full")
     assert {step.exit_layer for step in caption.steps} == {3}
     assert len(caption.words) <= 6

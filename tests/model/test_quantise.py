@@ -1,0 +1,62 @@
+"""The extractor in int8: near the float one, half as large, and the same where bytes cannot be multiplied safely."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import model.bottom_up.extractor
+from model.bottom_up.extractor import Extractor
+from model.bottom_up.quantise import quantise_extractor
+from model.bundle import EXTRACTOR
+from tests.model.conftest import RandomBundle
+
+
+def photos(count: int, seed: int) -> np.ndarray:
+    """Blocks of colour: uint8 `(count, 224, 224, 3)`."""
+    blocks = np.random.default_rng(seed).integers(0, 256, (count, 14, 14, 3), dtype=np.uint8)
+    return blocks.repeat(16, axis=1).repeat(16, axis=2)
+
+
+def features(extractor: Extractor, pixels: np.ndarray) -> np.ndarray:
+    return np.stack([regions.features for regions in extractor.look_at_pixels(pixels)])
+
+
+@pytest.fixture(scope="module")
+def quantised(random_bundle: RandomBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("quantised") / EXTRACTOR
+    quantise_extractor(random_bundle.folder / EXTRACTOR, path, photos(12, seed=0))
+    return path
+
+
+def test_it_sees_nearly_the_same_in_half_the_bytes(random_bundle: RandomBundle, quantised: Path) -> None:
+    source = random_bundle.folder / EXTRACTOR
+    seen = photos(3, seed=1)
+    exact, near = features(Extractor(source), seen), features(Extractor(quantised), seen)
+    assert near.shape == exact.shape
+    assert 0.0 < np.linalg.norm(near - exact) < 0.3 * np.linalg.norm(exact)
+    assert quantised.stat().st_size < 0.6 * source.stat().st_size
+
+
+def test_one_photo_does_not_depend_on_its_neighbours(quantised: Path) -> None:
+    extractor, seen = Extractor(quantised), photos(3, seed=2)
+    together = features(extractor, seen)
+    for photo, expected in zip(seen, together, strict=True):
+        np.testing.assert_array_equal(features(extractor, photo[None])[0], expected)
+
+
+def test_where_products_of_bytes_overflow_it_runs_in_float_and_is_as_near(
+    random_bundle: RandomBundle, quantised: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not to the same numbers: a sum between two steps may be rounded either way, and that goes on to later layers."""
+    seen = photos(2, seed=3)
+    exact, with_bytes = (
+        features(Extractor(random_bundle.folder / EXTRACTOR), seen),
+        features(Extractor(quantised), seen),
+    )
+    monkeypatch.setattr(model.bottom_up.extractor, "saturates", lambda: True)
+    in_float = features(Extractor(quantised), seen)
+    assert (in_float != with_bytes).any()
+    assert np.linalg.norm(in_float - exact) < 1.2 * np.linalg.norm(with_bytes - exact)
