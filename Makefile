@@ -17,16 +17,18 @@ endif
 SERVE_READY := $(VENV)/ready-serve-$(EXTRA)
 TEST_READY := $(VENV)/ready-test-$(EXTRA)
 BENCH_READY := $(VENV)/ready-bench-$(EXTRA)
+LOADTEST_READY := $(VENV)/ready-loadtest-$(EXTRA)
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-long bench
+.PHONY: help serve test test-long bench loadtest
 
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
 	@echo "make test    install what is missing into .venv and run every check"
 	@echo "make test-long  what takes too long for every change: soak, thousands of cases (an hour at most)"
 	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
+	@echo "make loadtest  install what is missing into .venv, find what the service holds, and write it to bench/load/"
 	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
 
 serve: $(SERVE_READY)
@@ -44,6 +46,10 @@ test-long: $(TEST_READY)
 bench: $(BENCH_READY)
 	$(BIN)/deecap bench --out bench
 
+# Under three minutes; `make loadtest LOADTEST="--scale 4"` takes longer and is surer. Every way: LOADTEST=--help.
+loadtest: $(LOADTEST_READY)
+	$(BIN)/python -m loadtests $(LOADTEST)
+
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' here; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "error: '$(PYTHON)' is $$($(PYTHON) --version 2>&1); DeeCap needs Python 3.11 or later: say PYTHON=python3.12, for instance" >&2; exit 1; }
@@ -60,6 +66,10 @@ $(TEST_READY): pyproject.toml | $(BIN)/python
 
 $(BENCH_READY): pyproject.toml | $(BIN)/python
 	$(call install,$(EXTRA)$(comma)bench)
+	@touch $@ $(SERVE_READY)
+
+$(LOADTEST_READY): pyproject.toml | $(BIN)/python
+	$(call install,$(EXTRA)$(comma)loadtest)
 	@touch $@ $(SERVE_READY)
 
 comma := ,

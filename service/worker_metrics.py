@@ -14,6 +14,7 @@ from service.jobs import ModelInfo, Timings
 # A cached photo on a GPU is described in a few milliseconds, an uncached one on two cores in some tens; the rest is
 # queueing, up to the usual timeout.
 SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.015, 0.025, 0.04, 0.06, 0.1, 0.175, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0)
+NATS = (0.25, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 6.0)  # the most certain words to those of any vocabulary
 COUNTS = (1, 2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)  # of photos or captions that shared one run of the network
 
 Place = Literal["decode", "look", "describe"]  # what a job was at, or waited for, when its deadline passed
@@ -41,6 +42,19 @@ class WorkerMetrics:
         self._saved = Counter(
             "deecap_layers_saved",
             "Decoder layers above the exits of decoding steps, end of sentence included.",
+            ["speed"],
+            registry=registry,
+        )
+        self._entropies = Histogram(
+            "deecap_word_entropy_nats",
+            "Entropy of the distribution a decoding step left with, end of sentence included.",
+            ["speed"],
+            buckets=NATS,
+            registry=registry,
+        )
+        self._promised = Gauge(
+            "deecap_speed_promised",
+            "SpeedUp that the model's table promises at a tier, as measured on validation data.",
             ["speed"],
             registry=registry,
         )
@@ -86,6 +100,8 @@ class WorkerMetrics:
             buckets=range(1, info.layers + 1),
             registry=self.registry,
         )
+        for tier in info.speeds.tiers:
+            self._promised.labels(tier).set(info.speeds.resolve(tier).promised)
         self._running.set_function(running)
         self._success.set_function(last_success)
 
@@ -100,6 +116,9 @@ class WorkerMetrics:
         speed = speed_label(caption.speed)
         self._words.labels(speed).inc(len(caption.words))
         self._saved.labels(speed).inc(sum(caption.layers - step.exit_layer for step in caption.steps))
+        entropies = self._entropies.labels(speed)
+        for step in caption.steps:
+            entropies.observe(step.entropy)
         if self._exits is not None:
             exits = self._exits.labels(speed)
             for step in caption.steps:

@@ -27,10 +27,12 @@ def find_binary() -> str | None:
 
 
 class RedisServer:
-    """Keeps nothing on disk: each start is an empty store, at the same address."""
+    """Keeps nothing on disk: each start is an empty store, at the same address. Unless it is `append_only`: then each
+    start finds what was there."""
 
-    def __init__(self) -> None:
+    def __init__(self, append_only: bool = False) -> None:
         """Raises `FileNotFoundError` where no redis-server is installed."""
+        self._append_only = "yes" if append_only else "no"
         binary = find_binary()
         if binary is None:
             raise FileNotFoundError(MISSING)
@@ -48,8 +50,9 @@ class RedisServer:
         for _ in range(5):
             if not self.port:
                 self.port = _free_port()
+            place = ["--port", str(self.port), "--bind", "127.0.0.1"]
             self._process = subprocess.Popen(
-                [self._binary, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no"],
+                [self._binary, *place, "--save", "", "--appendonly", self._append_only],
                 cwd=self._folder.name,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
@@ -71,9 +74,15 @@ class RedisServer:
         self._end(signal.SIGKILL)
 
     def restart(self) -> None:
-        """Empty again, at the same port."""
+        """At the same port, and empty again unless `append_only`."""
         self.kill()
         self.start()
+
+    def wipe(self) -> None:
+        """Forgets what it had; only while it does not run."""
+        assert self._process is None, "it runs"
+        shutil.rmtree(Path(self._folder.name) / "appendonlydir", ignore_errors=True)
+        (Path(self._folder.name) / "appendonly.aof").unlink(missing_ok=True)  # before Redis 7
 
     def pause(self) -> None:
         """It keeps its connections and answers nobody."""

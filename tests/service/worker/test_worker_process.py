@@ -105,6 +105,8 @@ async def test_metrics_tell_what_was_done(
         'deecap_exit_layer_bucket{le="1.0",speed="full"} 1.0',
         'deecap_exit_layer_bucket{le="5.0",speed="full"} 5.0',
         'deecap_layers_saved_total{speed="full"} 15.0',
+        'deecap_word_entropy_nats_count{speed="full"} 5.0',
+        'deecap_speed_promised{speed="fast"} 3.0',
         'deecap_stage_duration_seconds_count{stage="describe"} 3.0',
         "deecap_look_batch_photos_count 3.0",
         'deecap_model_info{device="cpu",layers="6",name="fake",revision="0123456789ab"} 1.0',
