@@ -5,7 +5,6 @@ A worker, which has new photos while captions are in the making, takes `describe
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections import deque
 from collections.abc import Sequence
@@ -17,8 +16,7 @@ import torch
 from PIL import Image
 
 from model.batching import stack_regions
-from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
-from model.bottom_up.preprocess import to_pixels
+from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError, revision_of_extractor
 from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
 from model.caption import Caption, Regions, Word
 from model.decoding.beam import LARGEST_BEAM, Step
@@ -111,7 +109,7 @@ class Captioner:
     @property
     def extractor_revision(self) -> str:
         """First 12 hexadecimal digits of the extractor's SHA-256: regions are the same as long as it is."""
-        return hashlib.sha256((self.bundle.folder / EXTRACTOR).read_bytes()).hexdigest()[:12]
+        return revision_of_extractor(self.bundle.folder / EXTRACTOR)
 
     @property
     def layers(self) -> int:
@@ -132,13 +130,13 @@ class Captioner:
     def speeds(self) -> SpeedTable:
         return self.bundle.speeds
 
-    @staticmethod
-    def prepare(image: Image.Image) -> np.ndarray:
-        """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(224, 224, 3)`; from whichever thread.
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(224, 224, 3)`, or `(H, W, 3)` where the bundle
+        has a detector; from whichever thread.
 
         Raises `OSError` where the pixels cannot be decoded.
         """
-        return to_pixels(image)
+        return self._extractor.prepare(image)
 
     def look(self, image: Image.Image) -> Regions:
         """Any Pillow image -> its regions. Raises `OSError` where the pixels cannot be decoded."""
@@ -149,7 +147,7 @@ class Captioner:
         return self._extractor.look(images)
 
     def look_at_pixels(self, pixels: np.ndarray) -> list[Regions]:
-        """Photos already squashed to uint8 `(B, 224, 224, 3)` -> the regions of each."""
+        """Photos as `prepare` gives them, stacked: uint8 `(B, H, W, 3)` -> the regions of each."""
         return self._extractor.look_at_pixels(pixels)
 
     def describe(

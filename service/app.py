@@ -20,10 +20,13 @@ from service.keys import Quota, read_keys
 from service.metrics import Metrics
 from service.middleware import Envelope, KeyGuard
 from service.model_thread import StepwiseCaptioner
-from service.routes import caption, home, metrics, model, probes
+from service.routes import caption, home, metrics, model, open_inference, probes
 from service.routes.caption_docs import add_key_schemes, add_problem_schema
 from service.routes.context import Context
+from service.routes.open_inference_docs import add_infer_schemas
 from service.settings import MEMORY, Settings
+from service.tracing import Tracing
+from service.tracing import start as start_tracing
 from service.wiring import make_worker, redis_broker
 from service.worker import Worker
 
@@ -40,16 +43,20 @@ def create_app(
     broker: FrontBroker | None = None,
     load: Callable[[], StepwiseCaptioner] | None = None,
     on_failure: Callable[[], None] | None = None,
+    tracing: Tracing | None = None,
 ) -> FastAPI:
     """The ASGI app. Nothing begins before its lifespan does; then it answers at once, and captions when it can.
 
     Over the memory broker of the settings a worker runs in the same process, with the captioner that `load` returns, by
     default the settings' bundle. `broker` instead makes the app a front alone, and so does a broker elsewhere in the
     settings. `on_failure` is called on the event loop if the model cannot be loaded; without it the app stays up and
-    not ready. Raises `service.settings.SettingsError` for API keys that cannot be read, and
+    not ready. `tracing` is by default what the settings say, and is closed with the app.
+
+    Raises `service.settings.SettingsError` for API keys that cannot be read and tracing that cannot be had, and
     `service.broker.base.BrokerError` for an address of Redis that cannot.
     """
     keys = read_keys(settings)
+    tracing = tracing or start_tracing(settings, "deecap")
     limits = ImageLimits(settings.max_pixels, settings.min_side)
     own: MemoryBroker | None = None
     if broker is None and settings.broker == MEMORY:
@@ -62,8 +69,10 @@ def create_app(
     async def lifespan(_: FastAPI) -> AsyncGenerator[None, None]:
         await front.start()
         async with AsyncExitStack() as stack:
+            if tracing is not None:
+                stack.push_async_callback(tracing.close)  # the last: all others may have something to tell
             if own is not None:
-                worker = make_worker(settings, own, told.registry, load)
+                worker = make_worker(settings, own, told.registry, load, tracing)
                 stack.push_async_callback(worker.stop)
                 starting = asyncio.create_task(_start(worker, on_failure))
                 stack.callback(starting.cancel)
@@ -82,8 +91,8 @@ def create_app(
     context.install(app)
     install_handlers(app)
     app.add_middleware(KeyGuard, keys=keys, open_probes=settings.open_probes)
-    app.add_middleware(Envelope, metrics=told)  # added last: around all else
-    for routes in (caption, model, probes, metrics, home):
+    app.add_middleware(Envelope, metrics=told, tracing=tracing)  # added last: around all else
+    for routes in (caption, model, open_inference, probes, metrics, home):
         app.include_router(routes.router)
     _describe(app, with_keys=bool(keys))
     return app
@@ -104,7 +113,7 @@ def _describe(app: FastAPI, with_keys: bool) -> None:
     def openapi() -> dict[str, Any]:
         if not app.openapi_schema:
             document = get_openapi(title=app.title, version=app.version, description=app.description, routes=app.routes)
-            app.openapi_schema = add_problem_schema(document)
+            app.openapi_schema = add_problem_schema(add_infer_schemas(document))
             if with_keys:
                 add_key_schemes(document)
         return app.openapi_schema

@@ -12,9 +12,13 @@ import typer
 from service.commands.bench import bench
 from service.commands.calibrate import calibrate
 from service.commands.caption import caption
+from service.commands.check_data import check_data
+from service.commands.convert_vg import convert_vg
 from service.commands.doctor import doctor
 from service.commands.evaluate import evaluate
+from service.commands.experiment import experiment
 from service.commands.export import export
+from service.commands.extract import extract
 from service.commands.serve import serve
 from service.commands.train import train
 from service.commands.worker import worker
@@ -31,11 +35,15 @@ app.command()(caption)
 app.command()(serve)
 app.command()(worker)
 app.command()(doctor)
+app.command()(check_data)
 app.command()(train)
 app.command()(export)
 app.command()(calibrate)
 app.command()(evaluate)
 app.command()(bench)
+app.command()(extract)
+app.command()(convert_vg)
+app.add_typer(experiment, name="experiment")
 
 
 def _show_version(asked: bool) -> None:

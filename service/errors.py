@@ -14,6 +14,7 @@ from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
 PROBLEM_JSON = "application/problem+json"
+OPEN_INFERENCE = "/v2"  # below it, errors have the shape of the Open Inference Protocol
 
 
 @dataclass(frozen=True)
@@ -105,8 +106,13 @@ def problem_document(code: str, detail: str, request_id: str, status: int | None
 def problem_response(
     request: Request, code: str, detail: str, *, status: int | None = None, headers: Mapping[str, str] | None = None
 ) -> JSONResponse:
-    """The answer for a problem; the request's state remembers its code for the metrics."""
+    """The answer for a problem, under `/v2` in that protocol's own shape; the request's state remembers its code for
+    the metrics.
+    """
     request.state.outcome = code
+    path = request.scope["path"]
+    if path == OPEN_INFERENCE or path.startswith(OPEN_INFERENCE + "/"):
+        return JSONResponse({"error": f"{code}: {detail}"}, status or KINDS[code].status, headers=dict(headers or {}))
     document = problem_document(code, detail, request.state.request_id, status)
     return JSONResponse(document, document["status"], headers=dict(headers or {}), media_type=PROBLEM_JSON)
 

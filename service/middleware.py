@@ -17,13 +17,15 @@ from service.keys import ApiKeys
 from service.logs import ACCESS, RequestIds, current, fields
 from service.metrics import Metrics
 from service.trace import trace_id
+from service.tracing import RequestSpan, Tracing
 
 log = logging.getLogger(__name__)
 access = logging.getLogger(ACCESS)
 
 # What ids are made of in practice, and nothing that could break a log line or a header.
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:~+/=@-]{1,128}")
-PROBES = frozenset({"/livez", "/readyz", "/startupz", "/metrics"})  # their good answers would bury the rest of the log
+# Their good answers would bury the rest of the log.
+PROBES = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/v2/health/live", "/v2/health/ready"})
 PAGES = frozenset({"/", "/docs", "/openapi.json"})  # how to ask; the pages of `/problems/` are open too
 
 
@@ -32,13 +34,14 @@ class CannotSendError(Exception):
 
 
 class Envelope:
-    """Pure ASGI, outermost: sets `request_id`, `traceparent` ("" for none that is valid) and `arrived`
-    (time.monotonic(), seconds) in the request's state; counts the request and logs its one line.
+    """Pure ASGI, outermost: sets `request_id`, `traceparent` ("" for none that is valid; with tracing, that of its own
+    span) and `arrived` (time.monotonic(), seconds) in the request's state; counts the request and logs its one line.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -50,11 +53,16 @@ class Envelope:
         request_id = sent_id if _SAFE_ID.fullmatch(sent_id) else uuid.uuid4().hex
         parents = headers.getlist("traceparent")
         traced = trace_id(parents[0]) if len(parents) == 1 else ""
+        traceparent = parents[0] if traced else ""
+        span = None
+        if self._tracing is not None and scope["path"] not in PROBES:
+            span = self._tracing.request(scope["method"], traceparent, headers.get("tracestate", ""))
+            traced, traceparent = span.trace_id, span.traceparent
         # A dict of its own: the server shares one between all requests.
         state = scope["state"] = {
             **scope.get("state", {}),
             "request_id": request_id,
-            "traceparent": parents[0] if traced else "",
+            "traceparent": traceparent,
             "arrived": arrived,
         }
         status = 0
@@ -86,15 +94,17 @@ class Envelope:
                 detail = "Something went wrong here; the request id finds it in the log."
                 await problem_response(Request(scope), "internal", detail)(scope, receive, send_with_id)
         finally:
-            self._done(scope, status, time.monotonic() - arrived)
+            self._done(scope, status, time.monotonic() - arrived, span)
             current.reset(ids)
 
-    def _done(self, scope: Scope, status: int, seconds: float) -> None:
+    def _done(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
         state, method = scope["state"], scope["method"]
         route = getattr(scope.get("route"), "path", "unmatched")
         outcome = state.get("outcome", "ok")
         speed = state.get("speed", "none")
         self._metrics.request_done(method, route, speed, outcome, seconds, state["request_id"])
+        if span is not None:
+            span.end(route, status, outcome, speed, state["request_id"])
         said = fields(
             method=printable(method, 16),
             route=route,

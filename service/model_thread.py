@@ -405,7 +405,7 @@ class ModelThread:
         for ticket, handed in zip(tickets, batch, strict=True):
             handed.work.since = begin
             self._hands.making[ticket] = handed
-            self._call(_mark_begun, handed)
+        self._call(_mark_begun, batch)  # once for all: each call wakes the event loop, and the words wait for that
 
     def _step(self, captioner: StepwiseCaptioner) -> None:
         begin = time.monotonic()
@@ -508,9 +508,10 @@ class ModelThread:
 _HEALTH = {True: "captions again", False: "cannot caption at the moment"}
 
 
-def _mark_begun(handed: _Handed) -> None:
-    handed.work.begun = True
-    handed.on_begun()
+def _mark_begun(batch: Sequence[_Handed]) -> None:
+    for handed in batch:
+        handed.work.begun = True
+        handed.on_begun()
 
 
 def _resolve(handed: _Handed, outcome: _Outcome) -> None:

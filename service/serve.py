@@ -23,6 +23,9 @@ from service.settings import MEMORY, Settings, without_password
 
 log = logging.getLogger(__name__)
 
+# Longer than proxies keep idle connections (60 s is usual): else a request may meet one that is just being closed.
+KEEP_ALIVE_SECONDS = 75
+
 
 def serve(settings: Settings) -> None:
     """Prints the address, then serves until SIGTERM or SIGINT.
@@ -43,7 +46,14 @@ def serve(settings: Settings) -> None:
     # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     config = uvicorn.Config(
-        app, host=settings.host, port=settings.port, server_header=False, log_config=None, access_log=False, ws="none"
+        app,
+        host=settings.host,
+        port=settings.port,
+        server_header=False,
+        log_config=None,
+        access_log=False,
+        ws="none",
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
     server = DrainingServer(config, Context.of(app).front, settings.drain_timeout_s)
     listening = listen(config, "--port or DEECAP_PORT")

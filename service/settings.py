@@ -19,6 +19,9 @@ PREFIX = "DEECAP_"
 MEMORY = "memory"  # the broker within one process
 # Kubernetes puts these there for a Service named "deecap"; they are not ours, and DEECAP_PORT among them clashes.
 _SERVICE_LINK = re.compile(r"DEECAP_(SERVICE_(HOST|PORT).*|PORT_\d+_(TCP|UDP).*)")
+# What our own client reads (service/client): on one machine with a server they must not stop it. Not DEECAP_API_KEY,
+# which is too near to DEECAP_API_KEYS: mistaken for that, it would leave a server open to everybody.
+_OF_CLIENTS = frozenset({"DEECAP_CLIENT_URL", "DEECAP_CLIENT_KEY"})
 
 
 class SettingsError(ValueError):
@@ -93,6 +96,9 @@ class Settings(BaseSettings):
         description="Largest width x height. 50 million is a phone's largest usual photo: "
         "200 MB decoded, twice that on the way.",
     )
+    max_images: int = Field(
+        16, ge=1, le=256, description="Photos in one request, where it may hold several (`/v2`). All must fit its body."
+    )
     min_side: int = Field(
         8, ge=1, description="Shortest side in pixels. Below 8 there is nothing to see, and a caption would be made up."
     )
@@ -145,7 +151,14 @@ class Settings(BaseSettings):
         "0, or no keys: no quota.",
     )
     open_probes: bool = Field(
-        True, description="Whether `/livez`, `/readyz`, `/startupz` and `/metrics` need no key: probes seldom send one."
+        True,
+        description="Whether `/livez`, `/readyz`, `/startupz`, `/metrics` and `/v2/health/…` need no key: "
+        "probes seldom send one.",
+    )
+    tracing: Literal["off", "otlp"] = Field(
+        "off",
+        description="`otlp`: OpenTelemetry spans over HTTP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; needs "
+        "`pip install 'deecap[tracing]'`.",
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="`json`: one object per line. `auto`: text on a terminal, json otherwise."
@@ -186,7 +199,7 @@ class Settings(BaseSettings):
     def _no_unknown_names(cls, data: Any) -> Any:
         # pydantic-settings looks up the names it knows and never sees the misspelt ones.
         known = {PREFIX + name.upper() for name in cls.model_fields}
-        for name in sorted(os.environ):
+        for name in sorted(set(os.environ) - _OF_CLIENTS):
             if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(name):
                 near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
                 raise ValueError(f"{name} is no setting; the nearest is {near}")

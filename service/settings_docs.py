@@ -14,7 +14,8 @@ HEAD = """# Settings
 
 Every setting is a variable of the environment. A name that begins with `DEECAP_` and is not in this table stops the
 start, and so does a value that cannot be; the message names it. What was read is logged at the start, without keys and
-passwords.
+passwords. `DEECAP_CLIENT_URL` and `DEECAP_CLIENT_KEY` are no settings of the service: its clients read them
+([api.md](api.md)).
 
 | Name | Value | Default | What it does |
 | --- | --- | --- | --- |

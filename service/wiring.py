@@ -12,6 +12,7 @@ from service.feature_cache import FeatureCache, MemoryFeatureCache, RedisFeature
 from service.images import ImageLimits
 from service.model_thread import ModelThread, StepwiseCaptioner, bundle_loader
 from service.settings import Settings
+from service.tracing import Tracing
 from service.worker import Worker
 from service.worker_metrics import WorkerMetrics
 
@@ -21,6 +22,7 @@ def make_worker(
     broker: WorkerBroker,
     registry: CollectorRegistry,
     load: Callable[[], StepwiseCaptioner] | None = None,
+    tracing: Tracing | None = None,
 ) -> Worker:
     """A worker for the broker, its metrics in the registry, with the captioner that `load` returns, by default the
     settings' bundle. Where the model hangs it ends the process, for a supervisor to start it again.
@@ -34,6 +36,7 @@ def make_worker(
         metrics,
         hang_seconds=settings.hang_timeout_s,
         drain_seconds=settings.drain_timeout_s,
+        tracing=tracing,
     )
 
 

@@ -32,6 +32,7 @@ from service.jobs import Answer, Box, Job, ModelInfo, Refusal, Reply, Timings, W
 from service.logs import RequestIds, current
 from service.model_thread import LateError, Made, ModelThread, Span, Work
 from service.trace import trace_id
+from service.tracing import Tracing
 from service.worker_metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
@@ -39,6 +40,7 @@ log = logging.getLogger(__name__)
 TAKE_SECONDS = 0.25  # that one `take` waits for jobs: a stop waits as long, and an idle queue is asked so often
 PREPARED = "1"  # to be raised whenever other pixels come of the same bytes: what was cached is then forgotten
 UNDELIVERED_SECONDS = 5.0  # that an answer is kept for a lost broker, or until the job's deadline
+HASHED_AT_ONCE = 256 * 1024  # bytes: 0.2 ms, which is less than to wake a thread and be woken by it
 HANG_STATUS = 70  # EX_SOFTWARE of sysexits.h
 INTERNAL = Refusal("internal", "The worker failed on this photo.")
 
@@ -52,6 +54,7 @@ class _Hand:
     deadline: float  # by time.monotonic()
     task: asyncio.Task[None] | None = None  # None: it waits until it is alone
     work: Work | None = None  # the caption in the making for it
+    done: _Done | None = None  # the caption made for it
     answering: bool = False
 
     @property
@@ -92,12 +95,13 @@ class Worker:
         hang_seconds: float = 20.0,
         drain_seconds: float = 25.0,
         on_hang: Callable[[str], None] | None = None,
+        tracing: Tracing | None = None,
     ) -> None:
         """`id` must be like no other worker's; by default it is made of host, process and chance. `on_hang` gets the
         reason once the model thread made no progress for `hang_seconds`, or died; by default it ends the process."""
         self.id = id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._broker, self._model, self._limits = broker, model, limits
-        self._cache, self._metrics = cache, metrics
+        self._cache, self._metrics, self._tracing = cache, metrics, tracing
         self._beat_seconds, self._hang_seconds, self._drain_seconds = beat_seconds, hang_seconds, drain_seconds
         self._on_hang = on_hang or end_process
         self._look_ahead = 2 * model.look_batch  # one batch is looked at while the next is decoded
@@ -181,7 +185,13 @@ class Worker:
             except BrokerError as error:  # it answers, and cannot be worked with
                 self._on_hang(f"the broker cannot be used: {error}")
                 return
-        await asyncio.gather(self._beat(), self._take())
+        try:
+            async with asyncio.TaskGroup() as both:
+                both.create_task(self._beat())
+                both.create_task(self._take())
+        except* Exception as errors:  # a heart that goes on beating would keep jobs waiting for ever
+            log.critical("the worker failed", exc_info=errors)
+            self._on_hang(f"the worker failed: {errors.exceptions[0]!r}")
 
     async def _beat(self) -> None:
         """Says that the worker lives, as long as the model thread gets on; else, that it hangs."""
@@ -270,6 +280,8 @@ class Worker:
             outcome = await self._outcome(hand)
             hand.answering = True
             self._changed.set()
+            if self._tracing is not None:
+                self._trace(self._tracing, hand, outcome)
             await self._answer(hand, outcome)
         finally:
             self._hands.discard(hand)
@@ -278,7 +290,8 @@ class Worker:
     async def _outcome(self, hand: _Hand) -> Answer | Refusal:
         """Whatever happens, there is one."""
         try:
-            return self._to_answer(hand, await self._caption(hand))
+            hand.done = await self._caption(hand)
+            return self._to_answer(hand, hand.done)
         except LateError as late:
             if time.monotonic() < hand.deadline:  # it had joined one that was just being given up
                 return await self._outcome(hand)
@@ -300,7 +313,7 @@ class Worker:
         if not 1 <= job.beam <= slots:  # it would wait for ever, and all behind it
             raise Problem("invalid_option", f"beam: must be from 1 to {slots}")
         speed = self._info.speeds.resolve(job.speed, job.tau)
-        digest = await asyncio.to_thread(lambda: hashlib.sha256(job.image).hexdigest())
+        digest = await _digest(job.image)
         wanted = (digest, speed.tau, job.beam)
         making = self._making.get(wanted)
         if making is None:
@@ -366,6 +379,22 @@ class Worker:
         caption = replace(made.caption, speed=self._info.speeds.resolve(job.speed, job.tau))
         return Answer(caption, _boxes(made), timings, self._info.name, self._info.revision)
 
+    def _trace(self, tracing: Tracing, hand: _Hand, outcome: Answer | Refusal) -> None:
+        done, delivery = hand.done, hand.delivery
+        times = (None, None, None) if done is None else (done.decoded, done.made.looked, done.made.described)
+        try:
+            tracing.worked(
+                delivery.job,
+                outcome,
+                worker=self.id,
+                attempt=delivery.attempt,
+                waited=delivery.waited,
+                since=hand.since,
+                stages=list(zip(("decode_image", "look", "describe"), times, strict=True)),
+            )
+        except Exception:
+            log.exception("job %s cannot be traced", delivery.job.id)  # and is answered all the same
+
     async def _answer(self, hand: _Hand, outcome: Answer | Refusal) -> None:
         """Answers, again and again while the broker is lost: it may have kept the job."""
         delivery = hand.delivery
@@ -388,6 +417,7 @@ class Worker:
                 return
         self._metrics.ended("undelivered")
         log.warning("the answer to job %s is dropped: the broker did not take it", delivery.job.id)
+        self._owed.append(delivery)  # once the broker is back: it would keep the job as this worker's for ever
 
     # Letting go -------------------------------------------------------------------------------------------------------
 
@@ -491,6 +521,12 @@ def _pauses() -> Iterator[float]:
     while True:
         yield seconds
         seconds = min(2 * seconds, 2.0)
+
+
+async def _digest(image: bytes) -> str:
+    if len(image) <= HASHED_AT_ONCE:
+        return hashlib.sha256(image).hexdigest()
+    return await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
 
 
 def _length(span: Span | None, since: float) -> float:

@@ -17,12 +17,12 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from service import logs
+from service import logs, tracing
 from service.broker.base import BrokerError
 from service.errors import PROBLEM_JSON, problem_document
 from service.exposition import expose
 from service.listening import listen
-from service.settings import Settings, without_password
+from service.settings import Settings, SettingsError, without_password
 from service.wiring import make_worker, redis_broker
 from service.worker import Worker
 
@@ -46,9 +46,12 @@ async def _run(settings: Settings) -> None:
     registry = CollectorRegistry()
     ProcessCollector(registry=registry)
     try:
-        worker = make_worker(settings, redis_broker(settings), registry)
+        traced = tracing.start(settings, "deecap-worker")
+        worker = make_worker(settings, redis_broker(settings), registry, tracing=traced)
     except BrokerError as error:
         sys.exit(f"the broker cannot be used: {error}")
+    except SettingsError as error:
+        sys.exit(str(error))
     config = uvicorn.Config(
         health_app(worker, registry),
         host=settings.host,
@@ -68,6 +71,8 @@ async def _run(settings: Settings) -> None:
             await server.signalled.wait()
             log.info("stopping")
         await worker.stop()  # while the port still answers
+        if traced is not None:
+            await traced.close()
     finally:
         server.should_exit = True
         await serving

@@ -1,7 +1,13 @@
-"""The bottom-up extractor as served: an ONNX Runtime session from pixels to regions."""
+"""The bottom-up extractors as served: an ONNX Runtime session from pixels to regions.
+
+Two kinds of file, told apart by what they say of themselves: the embedded one, which reads photos squashed to a square,
+many at once; and the Visual Genome detector, which reads photos in their own proportions, one by one, and also names
+what it sees.
+"""
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -9,7 +15,10 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from model.bottom_up.detections import Detections
 from model.bottom_up.preprocess import to_pixels
+from model.bottom_up.visual_genome.config import KIND, KIND_KEY, SIDE_KEY
+from model.bottom_up.visual_genome.preprocess import to_photo
 from model.caption import Regions
 from model.saturation import saturates
 
@@ -20,8 +29,28 @@ class ExtractorError(RuntimeError):
     """The extractor cannot run as asked: a broken file, or a provider that is not there."""
 
 
+EMBEDDED = "embedded"
+OUTPUTS = {
+    EMBEDDED: [["features", "boxes"]],
+    KIND: [
+        ["features", "boxes", "class_probabilities"],
+        ["features", "boxes", "class_probabilities", "attribute_probabilities"],
+    ],
+}
+
+
+def revision_of_extractor(path: Path) -> str:
+    """First 12 hexadecimal digits of the file's SHA-256: regions are the same as long as it is."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]
+
+
 class Extractor:
-    """Pixels to regions. The graph takes uint8 `(B, 224, 224, 3)` and gives `features (B, R, F)`, `boxes (B, R, 4)`."""
+    """Pixels to regions.
+
+    The embedded graph takes uint8 `(B, 224, 224, 3)` and gives `features (B, R, F)`, `boxes (B, R, 4)`; the detector's
+    takes uint8 `(1, H, W, 3)` and gives `(R, F)`, `(R, 4)` and probabilities of classes and attributes.
+    """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int = 0) -> None:
         """`threads` of one operator; 0 leaves it to ONNX Runtime, one per core.
@@ -51,21 +80,47 @@ class Extractor:
             raise ExtractorError(
                 f"asked for {provider}, but ONNX Runtime started {active[0]}: its CUDA libraries are missing"
             )
+        known = self._session.get_modelmeta().custom_metadata_map
+        self.kind: str = known.get(KIND_KEY, EMBEDDED)  # EMBEDDED or "visual-genome"
         inputs = [item.name for item in self._session.get_inputs()]
         outputs = [item.name for item in self._session.get_outputs()]
-        if inputs != ["pixels"] or outputs != ["features", "boxes"]:
+        if self.kind not in OUTPUTS:
+            raise ExtractorError(f"{path} is an extractor of kind {self.kind!r}, which this version does not know")
+        if inputs != ["pixels"] or outputs not in OUTPUTS[self.kind]:
             raise ExtractorError(f"{path} maps {inputs} to {outputs}; an extractor maps pixels to features and boxes")
+        self._shorter_side = int(known.get(SIDE_KEY, 0))
+        self._arenas = "cpu:0" if device == "cpu" else "cpu:0;gpu:0"
 
     @property
     def feature_width(self) -> int:
         """F, as the graph declares it."""
         return int(self._session.get_outputs()[0].shape[-1])
 
+    def prepare(self, image: Image.Image) -> np.ndarray:
+        """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(H, W, 3)`; from whichever thread.
+
+        All of one size for the embedded kind, which can so be stacked; of their own sizes for the detector. Raises
+        `OSError` for pixel data that cannot be decoded.
+        """
+        return to_pixels(image) if self.kind == EMBEDDED else to_photo(image, self._shorter_side)
+
     def look(self, images: Sequence[Image.Image]) -> list[Regions]:
         """The regions of each image. Raises `OSError` for pixel data that cannot be decoded."""
-        return self.look_at_pixels(np.stack([to_pixels(image) for image in images]))
+        if self.kind == EMBEDDED:
+            return self.look_at_pixels(np.stack([self.prepare(image) for image in images]))
+        return [self._detect(self.prepare(image)) for image in images]
 
     def look_at_pixels(self, pixels: np.ndarray) -> list[Regions]:
-        """uint8 `(B, 224, 224, 3)` -> the regions of each image."""
+        """uint8 `(B, 224, 224, 3)`, for the detector `(B, H, W, 3)` -> the regions of each image."""
+        if self.kind != EMBEDDED:
+            return [self._detect(one) for one in pixels]
         features, boxes = self._session.run(None, {"pixels": pixels})
         return [Regions(boxes=one_boxes, features=one) for one, one_boxes in zip(features, boxes, strict=True)]
+
+    def _detect(self, photo: np.ndarray) -> Detections:
+        """uint8 `(H, W, 3)` -> its regions, the most confident first."""
+        options = onnxruntime.RunOptions()
+        # Photos of all sizes: what a large one needed is given back.
+        options.add_run_config_entry("memory.enable_memory_arena_shrinkage", self._arenas)
+        features, boxes, *named = self._session.run(None, {"pixels": photo[None]}, options)
+        return Detections(boxes, features, *named)

@@ -24,6 +24,7 @@ class EvaluationSet:
     names: tuple[str, ...]
     regions: tuple[Regions, ...]
     references: tuple[Sequence[Sequence[str]], ...]  # photos x captions x words
+    numbers: tuple[int | None, ...] = ()  # COCO's ids
 
 
 def look_at_split(
@@ -52,4 +53,5 @@ def look_at_split(
         tuple(photo.name for photo in chosen),
         tuple(found[photo.name] for photo in chosen),
         tuple(photo.captions for photo in chosen),
+        tuple(photo.number for photo in chosen),
     )

@@ -17,6 +17,7 @@ from model.evaluation.data import EvaluationSet
 from model.evaluation.intervals import mean_interval, paired_bootstrap
 from model.evaluation.metrics import caption_scores, per_image_cider, ptb_caption_scores
 from model.evaluation.speedup import corpus_speedup, executed_speedup, exit_histogram
+from model.evaluation.spice import spice_or_reason
 from model.exits import ResolvedSpeed
 
 BATCH = 100
@@ -91,7 +92,10 @@ def evaluate(
         "photos": len(photos.names),
         "tau": speed.tau,
         "beam": beam,
-        "scores": caption_scores(run.words, photos.references),
+        "scores": {
+            **caption_scores(run.words, photos.references),
+            "spice": spice_or_reason(run.words, photos.references),
+        },
         "cider_d_95": [low, high],
         **({"scores_ptb": _ptb_scores(run, photos)} if ptb else {}),
         "speedup": {

@@ -76,7 +76,8 @@ class Trainer:
         if settings.data.region_features:
             if any(stage.own_captions or stage.tune_trunk_from >= 0 for stage in settings.stages):
                 raise ValueError("region_features leave no trunk to tune and no photos to draw own captions for")
-            self.files = RegionFiles(data / settings.data.region_features, [photo.name for photo in self.photos])
+            names, numbers = [photo.name for photo in self.photos], [photo.number for photo in self.photos]
+            self.files = RegionFiles(data / settings.data.region_features, names, numbers)
             feature_width = self.files.feature_width
         else:
             self.trunk = imagenet_trunk().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,9 +15,11 @@ from model.batching import stack_regions
 from model.bottom_up.extractor import Extractor
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk
-from model.caption import Regions
 from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID, view_pixels
 from model.training.photos import iterate_photos
+from model.training.readers.keys import photo_keys
+from model.training.readers.open_regions import open_regions
+from model.training.readers.region_npz import NpzFolder
 
 
 @dataclass(frozen=True)
@@ -103,30 +104,26 @@ class KeptRegions:
 
 
 class RegionFiles:
-    """Regions extracted beforehand: `<photo's stem>.npz` with `features (R, F)` and `boxes (R, 4)`, relative, each."""
+    """Regions extracted beforehand, by row of the photo; whichever form `open_regions` knows, `.npz` files first."""
 
-    def __init__(self, folder: Path, names: Sequence[str]) -> None:
-        """Raises `FileNotFoundError` naming photos without a file, `ValueError` for a first file that is not one."""
-        self.paths = [folder / f"{Path(name).stem}.npz" for name in names]
-        missing = [path.name for path in self.paths if not path.exists()]
+    def __init__(self, path: Path, names: Sequence[str], numbers: Sequence[int | None] | None = None) -> None:
+        """`numbers`: COCO's ids of the photos, for features filed by them.
+
+        Raises `FileNotFoundError` naming photos without features, `ValueError` for a first file that is not one.
+        """
+        self.store = open_regions(path)
+        numbered = zip(names, numbers or [None] * len(names), strict=True)
+        keys = [(name, self.store.find(photo_keys(name, number))) for name, number in numbered]
+        missing = [name for name, key in keys if key is None]
         if missing:
-            raise FileNotFoundError(f"{len(missing)} photos have no features in {folder}: {missing[0]}, ...")
-        self.feature_width = int(self._read(0).features.shape[1])
+            first = f"{Path(missing[0]).stem}.npz" if isinstance(self.store, NpzFolder) else missing[0]
+            raise FileNotFoundError(f"{len(missing)} photos have no features in {path}: {first}, ...")
+        self.keys = [key for _, key in keys if key is not None]
+        self.feature_width = int(self.store.read(self.keys[0]).features.shape[1])
 
     def __call__(self, rows: Sequence[int]) -> tuple[Tensor, Tensor, Tensor]:
         """Features `(B, R, F)`, boxes `(B, R, 4)` and mask `(B, R)` of photos, padded to the most regions."""
-        return stack_regions([self._read(row) for row in rows])
-
-    def _read(self, row: int) -> Regions:
-        path = self.paths[row]
-        try:
-            with np.load(path, allow_pickle=False) as kept:
-                regions = Regions(kept["boxes"].astype(np.float32), kept["features"].astype(np.float32))
-        except (LookupError, TypeError, ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise ValueError(f"{path} does not hold features and boxes: {error}") from error
-        if regions.features.ndim != 2 or regions.boxes.shape != (len(regions.features), 4):
-            raise ValueError(f"{path}: features must be (R, F) and boxes (R, 4)")
-        return regions
+        return stack_regions([self.store.read(self.keys[row]) for row in rows])
 
 
 def boxes_for(images: int) -> Tensor:

@@ -12,18 +12,19 @@ from model.config import DeeCapConfig
 from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
+SYSTEMS = "systems"  # folder of the configurations that the paper's tables compare
 
 
 @dataclass(frozen=True)
 class DataSettings:
     """Where the photos and captions are, relative to the data folder given on the command line."""
 
-    captions: str  # Karpathy-style JSON
+    captions: str  # Karpathy's JSON, or COCO's own
     photos: str  # folder of image files or tar archives, looked through with its sub-folders
     extra_captions: str = ""  # more captioned photos for the train split, in the same form
     extra_photos: str = ""
     unlabelled_photos: str = ""  # photos without captions, for the stages that learn from the model's own
-    region_features: str = ""  # folder of `<photo stem>.npz` with `features (R, F)` and `boxes (R, 4)`
+    region_features: str = ""  # in place of photos: folder of `.npz`, M2's `.hdf5`, or bottom-up attention's `.tsv`
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,7 @@ class TrainSettings:
     model: dict[str, Any]  # `DeeCapConfig` without vocabulary and feature sizes, which come from the data
     stages: tuple[StageSettings, ...]
     exit_policy: ExitPolicy | None = None  # of the bundle; None: every layer tested, nothing copied
+    budget: str = ""  # what the run may be compared with: runs of one budget saw the same data for as long
     starts_from: str = ""  # `<run>/<stage>` in the same work folder, whose model and trunk this run goes on from
     views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
     average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
@@ -85,12 +87,35 @@ def _build(kind: type, data: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
-def read_settings(path: Path) -> TrainSettings:
-    """Raises `ValueError` naming what is wrong in the file, `FileNotFoundError` when it is not there."""
+def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
+    """Tables are merged name by name; all else, a list of stages too, stands in place of the base's."""
     try:
         raw = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
+    base = raw.pop("base", None)
+    if base is None:
+        return raw
+    beside = path.parent / f"{base}.toml"
+    if beside in (*above, path):
+        raise ValueError(f"{path}: base {base!r} goes round in a circle")
+    if not beside.is_file():
+        raise ValueError(f"{path}: there is no {beside.name} beside it to be its base")
+    if "name" not in raw:
+        raise ValueError(f"{path}: a name of its own is needed, or it would work in its base's folder")
+    merged = _read_with_base(beside, (*above, path))
+    for name, value in raw.items():
+        both = isinstance(value, dict) and isinstance(merged.get(name), dict)
+        merged[name] = {**merged[name], **value} if both else value
+    return merged
+
+
+def read_settings(path: Path) -> TrainSettings:
+    """A TOML file's settings. With `base = "other"` they are those of `other.toml` beside it, but for what it says.
+
+    Raises `ValueError` naming what is wrong in the file, `FileNotFoundError` when it is not there.
+    """
+    raw = _read_with_base(path, ())
     stages = []
     for number, stage in enumerate(raw.pop("stage", []), start=1):
         built = _build(StageSettings, stage, f"{path}, stage {number}")
@@ -127,9 +152,8 @@ def find_settings(config: Path) -> TrainSettings:
     Raises `ValueError` for a file with mistakes, `FileNotFoundError` naming those that ship when there is none.
     """
     shipped = Path(__file__).parent / "configs"
-    if config.is_file():
-        return read_settings(config)
-    if (shipped / f"{config}.toml").is_file():
-        return read_settings(shipped / f"{config}.toml")
-    names = ", ".join(sorted(path.stem for path in shipped.glob("*.toml")))
+    for path in (config, shipped / f"{config}.toml", shipped / SYSTEMS / f"{config}.toml"):
+        if path.is_file():
+            return read_settings(path)
+    names = ", ".join(sorted(path.stem for path in shipped.rglob("*.toml")))
     raise FileNotFoundError(f"no configuration {config}: give a TOML file or one of {names}")

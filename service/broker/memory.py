@@ -54,10 +54,14 @@ class MemoryBroker:
         depths: Mapping[Priority, int],
         worker_timeout: float,
         tries: int,
-        clock: Callable[[], float] = time.time,
+        clock: Callable[[], float] | None = None,
     ) -> None:
-        """`depths`: jobs that may wait; `worker_timeout`: seconds between beats; `clock`: seconds since 1970."""
-        self.clock = clock
+        """`depths`: jobs that may wait; `worker_timeout`: seconds between beats; `clock`: seconds since 1970.
+
+        By default the clock is this machine's as it is now, and steady from then on, whoever sets that.
+        """
+        started = time.time() - time.monotonic()
+        self.clock = clock or (lambda: started + time.monotonic())
         self.dead_letters: deque[Job] = deque(maxlen=rules.DEAD_LETTERS_KEPT)
         self._depths = depths
         self._worker_timeout = worker_timeout

@@ -1,53 +1,27 @@
-"""`deecap caption`: captions photos from the command line, to the screen or into a file that can be continued."""
+"""`deecap caption`: captions photos, here or at a service, to the screen or into a file that can be continued."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.caption_file import NotACaptionFileError, append, read_done, to_line
+from service.commands.caption_at import StoppedError, captions_at
+from service.commands.caption_file import NotACaptionFileError, Outcome, append, read_done, to_line
 from service.commands.loading import load_captioner, read_settings, stop
 from service.commands.photo_files import find_photos
+from service.progress import bar, say
 
 if TYPE_CHECKING:
     from model.caption import Caption
     from model.captioner import Captioner
-    from service.images import ImageLimits
+    from service.settings import Settings
 
 INTERRUPTED = 130  # what a shell reports for a program that Ctrl-C ended
-
-
-@dataclass
-class Run:
-    """What is the same for every photo of one run, and how many could not be captioned so far."""
-
-    captioner: Captioner
-    limits: ImageLimits
-    speed: str | None
-    tau: float | None
-    beam: int
-    failed: int = 0
-
-    def try_caption(self, path: Path) -> Caption | None:
-        """The photo's caption; None, with the reason on stderr, for a file that is not a whole image."""
-        from tqdm import tqdm
-
-        from service.errors import Problem
-        from service.images import decode
-
-        try:
-            regions = self.captioner.look(decode(path.read_bytes(), self.limits))
-        except (OSError, Problem) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            tqdm.write(f"{shown(path)}: {reason or error}", file=sys.stderr)  # which leaves a progress bar whole
-            self.failed += 1
-            return None
-        return self.captioner.describe(regions, self.speed, tau=self.tau, beam=self.beam)
 
 
 def caption(
@@ -70,70 +44,108 @@ def caption(
     ] = None,
     bundle: Annotated[Path | None, typer.Option(help="Folder of the model. Default: the one that ships.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
+    url: Annotated[
+        str | None,
+        typer.Option(help="Have a service caption, such as http://127.0.0.1:8000; its key is DEECAP_CLIENT_KEY."),
+    ] = None,
+    concurrency: Annotated[int, typer.Option(min=1, max=256, help="Photos asked for at once, with --url.")] = 8,
 ) -> None:
     """Caption photos.
 
     One photo prints its caption; several, or a folder, print a line each: path, tab, caption. A file that is no
     image is reported and the rest goes on; the exit code is then 1.
     """
-    from model.exits import UnknownSpeedError
-
     try:
         found = find_photos(photos)
         done = read_done(out) if out else set()
     except (FileNotFoundError, NotACaptionFileError) as error:
         stop(str(error))
-    settings = read_settings(bundle=bundle, device=device)
+    wanted = [path for path in found if str(path) not in done]
+    if url is None:
+        outcomes = _captions_here(wanted, speed, tau, beam, read_settings(bundle=bundle, device=device))
+    elif bundle is None and device is None:
+        outcomes = captions_at(url, wanted, speed, tau, beam, concurrency)
+    else:
+        stop("give --url, or --bundle and --device: a service has its own")
+    try:
+        if out:
+            failed = _to_file(outcomes, len(wanted), out)
+            if len(wanted) < len(found):
+                typer.echo(f"{len(found) - len(wanted)} were already in {shown(out)}", err=True)
+        else:
+            alone = len(photos) == 1 and photos[0].is_file()
+            failed = _to_screen(outcomes, as_json, alone)
+    except StoppedError as error:
+        stop(str(error), error.code)
+    if failed:
+        if len(found) > 1:
+            typer.echo(f"{failed} of {len(found)} photos could not be captioned", err=True)
+        raise typer.Exit(1)
+
+
+def _captions_here(
+    photos: list[Path], speed: str | None, tau: float | None, beam: int, settings: Settings
+) -> Iterator[Outcome]:
+    """What becomes of each photo in this process. The model is loaded, and the speed looked up, at once."""
+    from model.exits import UnknownSpeedError
+
     captioner = load_captioner(settings)
     try:
         captioner.speeds.resolve(speed, tau)
     except UnknownSpeedError as error:
         stop(str(error))
+    from service.errors import Problem
+    from service.images import ImageLimits, decode
 
-    from service.images import ImageLimits
+    limits = ImageLimits(settings.max_pixels, settings.min_side)
 
-    run = Run(captioner, ImageLimits(settings.max_pixels, settings.min_side), speed, tau, beam)
-    if out:
-        wanted = [path for path in found if str(path) not in done]
-        _to_file(run, wanted, out)
-        if len(wanted) < len(found):
-            typer.echo(f"{len(found) - len(wanted)} were already in {shown(out)}", err=True)
-    else:
-        alone = len(photos) == 1 and photos[0].is_file()
-        _to_screen(run, found, as_json, alone)
-    if run.failed:
-        if len(found) > 1:
-            typer.echo(f"{run.failed} of {len(found)} photos could not be captioned", err=True)
-        raise typer.Exit(1)
+    def one(path: Path) -> Outcome:
+        try:
+            regions = captioner.look(decode(path.read_bytes(), limits))
+        except (OSError, Problem) as error:
+            reason = error.strerror if isinstance(error, OSError) else None
+            return path, None, reason or str(error)
+        return path, to_record(path, captioner.describe(regions, speed, tau=tau, beam=beam), captioner), ""
+
+    return map(one, photos)
 
 
-def _to_screen(run: Run, photos: Iterable[Path], as_json: bool, alone: bool) -> None:
-    for path in photos:
-        answer = run.try_caption(path)
-        if answer is None:
-            continue
-        if as_json:
-            typer.echo(to_line(to_record(path, answer, run.captioner)))
+def _to_screen(outcomes: Iterable[Outcome], as_json: bool, alone: bool) -> int:
+    """Returns how many failed."""
+    failed = 0
+    for path, record, reason in outcomes:
+        if record is None:
+            say(f"{shown(path)}: {reason}")
+            failed += 1
+        elif as_json:
+            typer.echo(to_line(record))
         else:
-            typer.echo(answer.text if alone else f"{shown(path)}\t{answer.text}")
+            typer.echo(record["caption"] if alone else f"{shown(path)}\t{record['caption']}")
+    return failed
 
 
-def _to_file(run: Run, photos: list[Path], out: Path) -> None:
-    from tqdm import tqdm
-
-    written = 0
+def _to_file(outcomes: Iterable[Outcome], count: int, out: Path) -> int:
+    """Returns how many failed."""
+    written = failed = 0
+    more = "{} more in " + f"{shown(out)}; the same command goes on from there"
     try:
-        with out.open("ab") as file, tqdm(photos, unit="photo", disable=None) as progress:
-            for path in progress:
-                answer = run.try_caption(path)
-                if answer is not None:
-                    append(file, to_record(path, answer, run.captioner))
+        with out.open("ab") as file, bar(sys.stderr.isatty(), count) as progress:
+            for path, record, reason in outcomes:
+                if record is None:
+                    say(f"{shown(path)}: {reason}")
+                    failed += 1
+                else:
+                    append(file, record)
                     written += 1
+                progress.update()
     except OSError as error:
         stop(f"cannot write {shown(out)}: {error.strerror}", code=1)
+    except StoppedError as error:
+        stop(f"{error}: stopped with {more.format(written)}" if written else str(error), error.code)
     except KeyboardInterrupt:
-        stop(f"stopped with {written} more in {shown(out)}; the same command goes on from there", code=INTERRUPTED)
+        stop(f"stopped with {more.format(written)}", code=INTERRUPTED)
     typer.echo(f"{written} captioned into {shown(out)}", err=True)
+    return failed
 
 
 def to_record(path: Path, answer: Caption, captioner: Captioner) -> dict[str, object]:

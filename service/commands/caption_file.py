@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import BinaryIO
 
+Outcome = tuple[Path, dict[str, object] | None, str]  # a photo, and its record or else why there is none
 FIRST_KEY = b'{"path": '  # how every line of ours begins, which tells a torn line of ours from anything else
 
 

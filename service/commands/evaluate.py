@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,7 +12,7 @@ from service.commands.loading import load_captioner, read_settings, stop
 
 
 def evaluate(
-    captions: Annotated[Path, typer.Option(help="Karpathy-style JSON with the human captions.")],
+    captions: Annotated[Path, typer.Option(help="The human captions: Karpathy's JSON, or COCO's own.")],
     photos: Annotated[Path, typer.Option(help="Folder of image files or tar archives.")],
     bundle: Annotated[Path | None, typer.Option(help="Folder of the model. Default: the one that ships.")] = None,
     split: Annotated[str, typer.Option(help="Which photos of the file.")] = "val",
@@ -23,9 +23,16 @@ def evaluate(
     ptb: Annotated[bool, typer.Option(help="Score on PTB tokens as well; needs Java.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda.")] = None,
+    coco_results: Annotated[
+        Path | None, typer.Option(help="Also write the captions here as COCO's evaluation server takes them.")
+    ] = None,
     out: Annotated[Path | None, typer.Option(help="Also write the JSON here.")] = None,
 ) -> None:
-    """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens."""
+    """Measure a bundle on a captioned split; prints JSON, scores x 100 on the given tokens.
+
+    Photos without captions, as COCO's test photos are, can be captioned with --coco-results, and are not scored.
+    """
+    from model.evaluation.coco_results import write_coco_results
     from model.evaluation.data import look_at_split
     from model.evaluation.evaluate import compare, describe_all, machine
     from model.evaluation.evaluate import evaluate as measure
@@ -40,7 +47,16 @@ def evaluate(
         seen = look_at_split(captioner, captions, photos, split, limit)
         about = {"captions": str(captions), "split": split, "speed": asked.requested, "machine": machine(captioner)}
         run = describe_all(captioner, seen, asked.tau, beam)
-        result = {**about, **measure(captioner, seen, run, asked, beam, ptb)}
+        if coco_results:
+            write_coco_results(coco_results, seen.names, seen.numbers, run.words)
+        if coco_results and not any(seen.references):
+            result: dict[str, Any] = {
+                **about,
+                "photos": len(seen.names),
+                "scores": "not run: there are no human captions",
+            }
+        else:
+            result = {**about, **measure(captioner, seen, run, asked, beam, ptb)}
         if against:
             other = load_captioner(read_settings(bundle=against, device=device))
             seen_by_other = look_at_split(other, captions, photos, split, limit)

@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 import uuid
+from collections.abc import Coroutine
+from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request
 from fastapi.responses import JSONResponse
 
 from model.exits import ResolvedSpeed, SpeedTable, UnknownSpeedError
 from service.errors import Problem
-from service.front import Front
 from service.images import check_header
 from service.jobs import Answer, Job
 from service.routes.caption_docs import OPENAPI, RESPONSES
@@ -21,6 +22,8 @@ from service.schemas import CaptionOptions, CaptionOut, ModelName, RegionOut, Sp
 from service.worker_metrics import speed_label
 
 router = APIRouter()
+
+T = TypeVar("T")
 
 _STAGES = {"decode_image": "decode"}  # in Server-Timing, where browsers show the names
 
@@ -42,14 +45,26 @@ async def caption(request: Request) -> JSONResponse:
     context = context_of(request)
     model = context.front.check_ready()  # before the body: who cannot be served need not send it
     context.charge(request)
+    settings = context.settings
+    image, options = await read_request(request, settings.max_body_bytes, settings.timeout_ms / 1000)
+    job = new_job(request, model.speeds, image, options)
+    await asyncio.to_thread(check_header, image, context.limits)  # before it takes a place in the queue
+    answer = await unless_gone(request, context.front.caption(job))
+    document = _document(request, answer, options.regions)
+    timing = ", ".join(f"{_STAGES.get(name, name)};dur={ms}" for name, ms in document.timings_ms)
+    left_out = None if options.regions else {"regions"}
+    return JSONResponse(document.model_dump(mode="json", exclude=left_out), headers={"Server-Timing": timing})
+
+
+def new_job(request: Request, table: SpeedTable, image: bytes, options: CaptionOptions) -> Job:
+    """The job that the request asks for, its speed told to the metrics. Raises `Problem` for options that cannot be."""
+    context = context_of(request)
     longest = context.settings.timeout_ms
-    image, options = await read_request(request, context.settings.max_body_bytes, longest / 1000)
     if options.timeout_ms is not None and options.timeout_ms > longest:
         raise Problem("invalid_option", f"timeout_ms: at most {longest}")
-    request.state.speed = speed_label(resolve(model.speeds, options))
-    await asyncio.to_thread(check_header, image, context.limits)  # before it takes a place in the queue
+    request.state.speed = speed_label(resolve(table, options))
     left = request.state.arrived + (options.timeout_ms or longest) / 1000 - time.monotonic()
-    job = Job(
+    return Job(
         id=uuid.uuid4().hex,
         image=image,
         speed=options.speed,
@@ -60,11 +75,6 @@ async def caption(request: Request) -> JSONResponse:
         request_id=request.state.request_id,
         traceparent=request.state.traceparent,
     )
-    answer = await answer_unless_gone(request, context.front, job)
-    document = _document(request, answer, options.regions)
-    timing = ", ".join(f"{_STAGES.get(name, name)};dur={ms}" for name, ms in document.timings_ms)
-    left_out = None if options.regions else {"regions"}
-    return JSONResponse(document.model_dump(mode="json", exclude=left_out), headers={"Server-Timing": timing})
 
 
 def resolve(table: SpeedTable, options: CaptionOptions) -> ResolvedSpeed:
@@ -80,12 +90,12 @@ def resolve(table: SpeedTable, options: CaptionOptions) -> ResolvedSpeed:
     return asked
 
 
-async def answer_unless_gone(request: Request, front: Front, job: Job) -> Answer:
-    """The job's answer. Gives the job up and raises `Problem` `client_gone` when the client closes the connection.
+async def unless_gone(request: Request, doing: Coroutine[Any, Any, T]) -> T:
+    """What `doing` comes to. Cancels it and raises `Problem` `client_gone` when the client closes the connection.
 
-    Raises what `Front.caption` raises. The body must have been read.
+    The body must have been read.
     """
-    work = asyncio.ensure_future(front.caption(job))
+    work = asyncio.ensure_future(doing)
     gone = asyncio.ensure_future(_until_gone(request))
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

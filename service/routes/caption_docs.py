@@ -17,6 +17,7 @@ _HEADERS = {
 }
 _RAW = {"schema": {"type": "string", "format": "binary"}}
 _DETAILS = {
+    "bad_request": "input image: binary_data_size goes beyond the body.",
     "empty_body": "Send an image as the body, or as the file `image` of a form, or in base64 in JSON.",
     "malformed_json": "Expecting value: line 1 column 1 (char 0)",
     "malformed_multipart": "Missing boundary in multipart.",
@@ -46,7 +47,7 @@ _DETAILS = {
     "unavailable": "The queue cannot be reached at the moment.",
     "deadline_exceeded": "The caption was not ready by the deadline (timeout_ms).",
 }
-_OF_OTHERS = {"not_found", "invalid_request"}  # never told of a caption
+_OF_OTHERS = {"bad_request", "not_found", "invalid_request"}  # never told of a caption
 NOT_READY = ("not_ready", "no_worker", "unavailable", "stopping")  # why no caption can be had, for now
 
 

@@ -33,11 +33,7 @@ async def read_request(request: Request, max_bytes: int, seconds: float) -> tupl
     `seconds` bounds the body's arrival. Raises `Problem` for everything that is wrong but the image itself.
     """
     kind = _media_type(request)
-    try:
-        async with asyncio.timeout(seconds):
-            body = await read_body(request, max_bytes)
-    except TimeoutError as error:
-        raise Problem("body_timeout", f"The body was not there after {seconds:g} seconds.") from error
+    body = await read_body(request, max_bytes, seconds)
     if not body:
         raise Problem("empty_body", _TYPE_HELP)
     pairs: Pairs = list(request.query_params.multi_items())
@@ -50,8 +46,18 @@ async def read_request(request: Request, max_bytes: int, seconds: float) -> tupl
     return image, read_options(pairs + more)
 
 
-async def read_body(request: Request, max_bytes: int) -> bytes:
-    """The whole body. Raises `Problem` `body_too_large` as soon as more than `max_bytes` are announced or counted."""
+async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
+    """The whole body. Raises `Problem`: `body_timeout`, `client_gone`, and `body_too_large` as soon as more than
+    `max_bytes` are announced or counted.
+    """
+    try:
+        async with asyncio.timeout(seconds):
+            return await _read_body(request, max_bytes)
+    except TimeoutError as error:
+        raise Problem("body_timeout", f"The body was not there after {seconds:g} seconds.") from error
+
+
+async def _read_body(request: Request, max_bytes: int) -> bytes:
     too_large = Problem("body_too_large", f"At most {max_bytes:,} bytes are taken.")
     announced = request.headers.get("content-length", "")
     if announced.isdecimal() and int(announced[:20]) > max_bytes:  # spares the upload; the count is what holds
@@ -67,11 +73,16 @@ async def read_body(request: Request, max_bytes: int) -> bytes:
     return bytes(body)
 
 
-def _media_type(request: Request) -> str:
-    """`raw`, `multipart` or `json`. Raises `Problem` `unsupported_media_type`."""
+def refuse_encoded(request: Request) -> None:
+    """Raises `Problem` `unsupported_media_type` for a compressed body: photos are compressed already."""
     coding = request.headers.get("content-encoding", "identity").strip().lower()
     if coding not in ("", "identity"):
         raise Problem("unsupported_media_type", f"Content-Encoding {printable(coding)} is not taken: send it plain.")
+
+
+def _media_type(request: Request) -> str:
+    """`raw`, `multipart` or `json`. Raises `Problem` `unsupported_media_type`."""
+    refuse_encoded(request)
     declared = request.headers.get("content-type", "").split(";")[0].strip().lower()
     if declared == "multipart/form-data":
         return "multipart"
@@ -125,11 +136,14 @@ def _from_json(body: bytes) -> tuple[bytes, Pairs]:
     encoded = document.pop(IMAGE, None)
     if not isinstance(encoded, str) or not encoded:
         raise Problem("missing_image", "`image` must be there and be a string of base64.")
-    return _from_base64(encoded), list(document.items())
+    return from_base64(encoded), list(document.items())
 
 
-def _from_base64(encoded: str) -> bytes:
-    """Standard base64 (RFC 4648, section 4), also as a data URL (RFC 2397) and with line breaks."""
+def from_base64(encoded: str) -> bytes:
+    """Standard base64 (RFC 4648, section 4), also as a data URL (RFC 2397) and with line breaks.
+
+    Raises `Problem`: `bad_base64`, `missing_image`.
+    """
     if encoded.startswith("data:"):
         head, _, encoded = encoded.partition(",")
         if not head.endswith(";base64"):

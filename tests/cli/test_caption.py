@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
 
+import httpx
 import pytest
+from pydantic import SecretStr
+
+from service.app import create_app
+from service.settings import Settings
+from tests.service.fakes import FakeCaptioner
+from tests.service.test_process import free_port, serving
 
 
 def test_one_photo_prints_its_caption_alone(command, captioner, photos):
@@ -220,3 +232,128 @@ def test_a_folder_that_is_no_bundle_is_refused(command, photos, tmp_path):
     assert result.exit_code == 2
     assert result.stderr.startswith("error: ")
     assert "Traceback" not in result.stderr
+
+
+class TestAtAService:
+    """`--url`: a real server on a real port, over a fake model that says `<brightness> <width> <height>`."""
+
+    @pytest.fixture
+    def service(self, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+        monkeypatch.setattr("service.worker.TAKE_SECONDS", 0.02)
+        keys = Settings(api_keys=SecretStr("correct-horse"), max_pixels=2_000)
+        with serving(create_app(keys, load=FakeCaptioner)) as address:
+            while httpx.get(f"{address}/readyz").status_code != 200:
+                time.sleep(0.01)
+            monkeypatch.setenv("DEECAP_CLIENT_KEY", "correct-horse")
+            yield address
+
+    def test_it_prints_what_it_prints_without(self, command, captioner, photos, service):
+        first, second = photos(30, 40)
+        assert command("caption", first, "--url", service).stdout.split() == ["75", "30", "20"]
+        several = command("caption", first.parent, "--url", service).stdout
+        assert several == f"{first}\t75 30 20\n{second}\t75 40 20\n"
+        words = ["caption", first, "--json", "--speed", "fast", "--beam", "3"]
+        here, there = (json.loads(command(*words, *more).stdout) for more in ([], ["--url", service]))
+        assert list(here) == list(there)
+        assert here["speed"] == there["speed"]
+        assert list(here["words"][0]) == list(there["words"][0])
+        assert there["model"] == {"name": "fake", "revision": "0123456789ab"}
+
+    def test_photos_that_are_none_do_not_stop_the_others(self, command, photos, service):
+        first, second, third = photos(30, 40, 1000)
+        first.write_text("no picture at all")
+        result = command("caption", first, second, third, "--url", service)
+        assert result.exit_code == 1
+        assert result.stdout == f"{second}\t75 40 20\n"
+        none, large, count = result.stderr.splitlines()
+        assert none.startswith(f"{first}: The first bytes are of no known image format")
+        assert large.startswith(f"{third}: The image is 1000 x 20 pixels")
+        assert count == "2 of 3 photos could not be captioned"
+
+    def test_a_run_goes_on_at_a_service(self, command, captioner, photos, tmp_path, service):
+        out = tmp_path / "captions.jsonl"
+        first, second, third = photos(30, 40, 50)
+        assert command("caption", first, "--out", out).exit_code == 0
+        result = command("caption", first, second, third, "--out", out, "--url", service, "--concurrency", "2")
+        assert (result.exit_code, result.stdout) == (0, "")
+        assert "2 captioned into" in result.stderr
+        assert "1 were already in" in result.stderr
+        captions = [json.loads(line)["caption"] for line in out.read_text().splitlines()]
+        assert captions == ["width 30", "75 40 20", "75 50 20"]
+
+    @pytest.mark.parametrize(
+        ("options", "code", "says"),
+        [
+            (
+                ["--speed", "warp"],
+                2,
+                "error: speed must be one of full, balanced, fast, turbo or a number from 1 to 4.5",
+            ),
+            (["--speed", "fast", "--tau", "1"], 2, "give speed or tau, not both"),
+            (["--device", "cpu"], 2, "a service has its own"),
+            (["--bundle", "x"], 2, "a service has its own"),
+        ],
+    )
+    def test_what_cannot_be_asked(self, command, photos, service, options, code, says):
+        result = command("caption", *photos(30, 40), "--url", service, *options)
+        assert (result.exit_code, result.stdout) == (code, "")
+        assert says in result.stderr
+
+    def test_who_has_no_key_and_what_is_no_address(self, command, photos, service, monkeypatch):
+        monkeypatch.setenv("DEECAP_CLIENT_KEY", "wrong-horse")
+        result = command("caption", *photos(30), "--url", service)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert "not known" in result.stderr
+        result = command("caption", *photos(30), "--url", "localhost:8000")
+        assert result.exit_code == 2
+        assert "the address must be like http://127.0.0.1:8000, not localhost:8000" in result.stderr
+
+    def test_a_service_that_is_not_there(self, command, photos, monkeypatch):
+        monkeypatch.setattr("service.commands.caption_at.FIRST_SECONDS", 0.3)
+        url = f"http://127.0.0.1:{free_port()}"
+        result = command("caption", *photos(30), "--url", url)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert result.stderr.startswith(f"error: {url}: ConnectError")
+
+    def test_a_service_that_goes_away_leaves_a_file_that_can_be_continued(
+        self, command, photos, tmp_path, service, monkeypatch
+    ):
+        out = tmp_path / "captions.jsonl"
+        real = httpx.Client.request
+
+        def request(self: httpx.Client, method: str, path: str, **more: object) -> httpx.Response:
+            if method == "POST" and captioned:
+                raise httpx.ConnectError("gone")
+            captioned.append(path) if method == "POST" else None
+            return real(self, method, path, **more)  # type: ignore[arg-type]
+
+        captioned: list[str] = []
+        monkeypatch.setattr(httpx.Client, "request", request)
+        monkeypatch.setattr("service.commands.caption_at.SECONDS", 0.3)
+        result = command("caption", *photos(30, 40, 50), "--out", out, "--url", service, "--concurrency", "1")
+        assert result.exit_code == 1
+        assert "gone: stopped with 1 more in" in result.stderr
+        assert [json.loads(line)["caption"] for line in out.read_text().splitlines()] == ["75 30 20"]
+
+    def test_it_needs_httpx_and_says_so_and_no_settings(self, command, photos, service, monkeypatch):
+        monkeypatch.setenv("DEECAP_PROT", "1")  # a server would not start
+        assert command("caption", *photos(30), "--url", service).exit_code == 0
+        for name in [name for name in sys.modules if name.startswith("service.client")]:
+            monkeypatch.delitem(sys.modules, name)
+        monkeypatch.delattr("service.client", raising=False)
+        monkeypatch.setitem(sys.modules, "httpx", None)
+        result = command("caption", *photos(30), "--url", service)
+        assert result.exit_code == 1
+        assert "pip install 'deecap[client]'" in result.stderr
+
+    def test_it_loads_no_torch(self, photos, service):
+        script = (
+            "import sys\n"
+            "from typer.testing import CliRunner\n"
+            "from service.cli import app\n"
+            f"result = CliRunner().invoke(app, ['caption', {str(photos(30)[0])!r}, '--url', {service!r}])\n"
+            "print(result.output, sorted({'torch', 'onnxruntime', 'fastapi', 'service.settings'} & set(sys.modules)))\n"
+        )
+        root = Path(__file__).parents[2]
+        done = subprocess.run([sys.executable, "-c", script], cwd=root, capture_output=True, text=True, timeout=60)
+        assert done.stdout.split() == ["75", "30", "20", "[]"], done.stderr

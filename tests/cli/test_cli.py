@@ -19,7 +19,9 @@ def test_help_lists_the_commands_and_loads_nothing_heavy():
     )
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
-    assert {"caption", "serve", "worker", "doctor"} <= set(done.stdout.split())
+    assert {"caption", "serve", "worker", "doctor", "check-data", "experiment", "extract", "convert-vg"} <= set(
+        done.stdout.split()
+    )
 
 
 def test_version(command):

@@ -56,12 +56,13 @@ def draw(model: DeeCap, random: np.random.Generator, count: int) -> list[Asked]:
 
 @pytest.mark.parametrize(("exits", "fusion"), KINDS)
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.tested}-{policy.skipped}-{policy.margin}")
+@pytest.mark.parametrize("seeds", [range(1), pytest.param(range(1, 6), marks=pytest.mark.long)], ids=["one", "more"])
 def test_any_mix_of_requests_gives_each_what_the_plain_decoder_gives_it_alone(
-    make_model: MakeModel, exits: str, fusion: str, policy: ExitPolicy
+    make_model: MakeModel, exits: str, fusion: str, policy: ExitPolicy, seeds: range
 ) -> None:
     if exits == "final":
         policy = replace(policy, tested=(), margin=None)
-    for seed in range(3):
+    for seed in seeds:
         model = make_model(exits, fusion, seed, exit_head=True, imitation_width=5)
         with torch.no_grad():
             if exits != "final":

@@ -81,7 +81,7 @@ async def test_replies_that_nobody_waits_for_harm_nobody(front: Front, broker: F
 async def test_a_refusal_becomes_the_problem_that_it_names(front: Front, broker: FakeBroker) -> None:
     for code, retry_after in (("poison", None), ("undecodable_image", None), ("stopping", 3), ("internal", None)):
         [task] = asked(front, job(code))
-        await until(lambda code=code: broker.submitted[-1:] == [] or broker.submitted[-1].id == code)
+        await until(lambda code=code: bool(broker.submitted) and broker.submitted[-1].id == code)
         broker.say(Reply(code, Refusal(code, "why", retry_after)))
         problem = await refusal(task)
         assert (problem.code, problem.detail, problem.retry_after) == (code, "why", retry_after)

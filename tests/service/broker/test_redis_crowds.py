@@ -150,11 +150,14 @@ async def test_every_job_is_answered_once_while_workers_die(redis_server: RedisS
     await beating.wait()
     async with asyncio.timeout(20):
         await asyncio.gather(*(crowd.front(broker, i) for i, broker in enumerate(fronts)))
+    everything = sorted(f"front{number}-job{i}" for number in range(FRONTS) for i in range(JOBS))
+    async with asyncio.timeout(5):  # a front has its reply before the worker hears that it was taken
+        while len(crowd.confirmed) < len(everything):
+            await asyncio.sleep(0.01)
     for task in working:
         task.cancel()
     ended = await asyncio.gather(*working, return_exceptions=True)
     assert {type(each) for each in ended} == {asyncio.CancelledError}
-    everything = sorted(f"front{number}-job{i}" for number in range(FRONTS) for i in range(JOBS))
     assert sorted(crowd.replies) == everything
     assert sorted(crowd.confirmed) == everything
     state = await fronts[0].state()

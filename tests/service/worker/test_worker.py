@@ -8,9 +8,12 @@ import random
 import time
 
 import pytest
+from PIL import Image
 
+import service.worker
 from service.broker.base import Delivery
 from service.jobs import Answer, Job
+from service.worker import HASHED_AT_ONCE
 from tests.service import pictures
 from tests.service.running import until
 from tests.service.worker.fakes import STEPS, Stage, StepFake, text
@@ -101,6 +104,15 @@ async def test_one_photo_at_two_speeds_is_looked_at_once(stage: Stage, fake: Ste
     assert fake.looks == [[1], [2]]
     assert stage.metric("deecap_cache_hits_total", cache="memory") == 1
     assert stage.metric("deecap_cache_misses_total", cache="memory") == 3
+
+
+async def test_a_large_file_is_known_again_like_a_small_one(stage: Stage, fake: StepFake) -> None:
+    await stage.add_worker(fake)
+    large = pictures.encode(Image.new("RGB", (310, 310), (9, 9, 9)), "BMP")
+    assert len(large) > HASHED_AT_ONCE
+    assert await stage.caption(await stage.submit(9, image=large)) == text(9)
+    assert await stage.caption(await stage.submit(9, image=large, speed="full")) == text(9, 0.0)
+    assert fake.looks == [[9]]
 
 
 @pytest.mark.parametrize("where", ["fails_look", "fails_begin", "fails_step"])
@@ -313,6 +325,30 @@ async def test_a_lost_broker_is_told_once_and_costs_no_job(
     await until(lambda: worker.ready)
     assert caplog.text.count("the broker is lost") == 1
     assert caplog.text.count("the broker is back") == 1
+
+
+async def test_an_answer_that_is_dropped_leaves_nothing_with_the_worker(
+    stage: Stage, fake: StepFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service.worker, "UNDELIVERED_SECONDS", 0.1)
+    await stage.add_worker(fake)
+    fake.look_gate.clear()
+    job = await stage.submit(1, seconds=0.2)
+    await until(fake.looking.is_set)
+    stage.broker.lost = True
+    fake.look_gate.set()
+    await until(lambda: stage.outcomes()["undelivered"] == 1)
+    stage.broker.lost = False
+    assert await stage.refusal(job) == "deadline_exceeded"  # by the broker, which has it back
+    assert (await stage.broker.state()).workers[0].running == 0
+
+
+async def test_a_fault_of_the_workers_own_ends_the_process(stage: Stage, fake: StepFake) -> None:
+    worker = await stage.add_worker(fake)
+    worker._hold = None  # type: ignore[assignment, method-assign]
+    await stage.submit(1)
+    await until(lambda: bool(stage.hung))
+    assert "the worker failed" in stage.hung[0]
 
 
 async def test_the_heart_stops_with_the_model_and_the_process_ends(stage: Stage, fake: StepFake) -> None:

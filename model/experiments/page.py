@@ -1,0 +1,86 @@
+"""`docs/results.md`: every table and figure that there are rows for, and what there is no row for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from model.evaluation.result_rows import ResultRow, comparisons
+from model.exits import SpeedTable
+from model.experiments.figures import figure2, figure3, figure5, reliability
+from model.experiments.others import figure6, policies, speedups
+from model.experiments.result import Result
+from model.experiments.tables import table1, table3, table4, verdicts
+
+FROM_ROWS: dict[str, Callable[[Sequence[ResultRow]], Result]] = {
+    "table1": table1,
+    "table3": table3,
+    "table4": table4,
+    "figure2": figure2,
+    "figure3": figure3,
+    "figure5": figure5,
+    "figure6": figure6,
+    "reliability": reliability,
+    "policies": policies,
+}
+ROWS = Path(__file__).parent / "rows"
+FOLDER = "results"  # of tables and plots, beside the page
+
+_HEAD = """# Results
+
+Made by `deecap experiment all` from the result rows in `model/experiments/rows` and the speed table of the shipped
+bundle; not to be edited. A row is one trained system on one set of photos, measured by `deecap experiment measure`;
+tables hold together only rows of one budget on the same photos. Intervals are 95% bootstrap intervals over photos,
+differences paired. The paper's own figures are on MS COCO and compare with none of these.
+"""
+
+_HOW = """## How to make a row
+
+    deecap train --config tf-ee --data DATA --work work
+    deecap experiment measure --config tf-ee --data DATA --work work
+    deecap experiment all
+
+The configurations are in `model/training/configs/systems`. TF-6L of a six-layer decoder is TF-Complete.
+"""
+
+
+def results(name: str, rows: Sequence[ResultRow]) -> dict[str, Result]:
+    """One experiment for every comparison that there are rows for: its name -> the result."""
+    return {comparison: FROM_ROWS[name](group) for comparison, group in comparisons(rows).items()}
+
+
+def write_page(folder: Path, rows: Sequence[ResultRow], bundle: str, table: SpeedTable) -> Path:
+    """Writes `results.md` into `folder`, and into `results/` all that it shows. Returns the page."""
+    parts = [_HEAD]
+    beside = folder / FOLDER
+    three = speedups(table, bundle)
+    three.write(beside, "speedups")
+    parts += [f"## {three.title}", three.to_markdown(f"{FOLDER}/speedups.svg")]
+    groups = comparisons(rows)
+    if not groups:
+        lacking = ", ".join(FROM_ROWS)
+        parts.append(f"## From result rows\n\nThere is no result row yet, so there is nothing to show for: {lacking}.")
+    for number, (comparison, group) in enumerate(groups.items(), start=1):
+        parts.append(f"## {comparison}")
+        told = verdicts(group)
+        parts.append("\n".join(f"- {line}" for line in told) if told else "DeeCap and a baseline are not both there.")
+        for name, make in FROM_ROWS.items():
+            result = make(group)
+            slug = f"{name}-{number}"
+            result.write(beside, slug)
+            shown = result.to_markdown(f"{FOLDER}/{slug}.svg") or "Nothing to show."
+            parts.append(f"### {result.title}\n\n{shown}")
+        parts.append("### Where these come from\n\n" + "\n".join(_origin(row) for row in group))
+    parts.append(_HOW)
+    folder.mkdir(parents=True, exist_ok=True)
+    page = folder / "results.md"
+    page.write_text("\n\n".join(part.strip() for part in parts) + "\n")
+    return page
+
+
+def _origin(row: ResultRow) -> str:
+    told = row.origin
+    return (
+        f"- `{row.system}-{row.key}`: `{told.get('command')}`; {told.get('machine')}; {told.get('search')}; "
+        f"weights {told.get('weights')}; seed {row.configuration.get('seed', 'not told')}"
+    )

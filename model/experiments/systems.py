@@ -1,0 +1,165 @@
+"""A trained system, from the checkpoint of a run or from a bundle, and the photos of a split as it sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from model.bottom_up.grid import cells
+from model.bottom_up.preprocess import normalise
+from model.bottom_up.trunk import HEAD_WIDTH, Trunk
+from model.bundle import EXTRACTOR, load_bundle
+from model.caption import Regions
+from model.config import DeeCapConfig
+from model.deecap import DeeCap
+from model.exits import ExitPolicy
+from model.training.data import Photo
+from model.training.photos import iterate_photos
+from model.training.readers.keys import photo_keys
+from model.training.readers.open_regions import open_regions
+from model.training.regions import boxes_for
+from model.training.settings import TrainSettings
+from model.vocabulary import Vocabulary
+
+LOOK_BATCH = 16
+
+
+@dataclass(frozen=True)
+class System:
+    """What is measured. `look` turns photos into regions, in their order."""
+
+    name: str
+    budget: str
+    configuration: dict[str, Any]
+    model: DeeCap
+    vocabulary: Vocabulary
+    policy: ExitPolicy
+    weights: str  # a digest, so that a row tells which training it came from
+    look: Callable[[Sequence[Photo]], list[Regions]]
+
+
+def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", budget: str = "") -> System:
+    """The model that a stage (default: the last) of a run ended with; regions as in training, at full precision.
+
+    Raises `FileNotFoundError` for a run that is not finished, `ValueError` for a checkpoint of another configuration.
+    """
+    path = work / f"{stage or settings.stages[-1].name}.pt"
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: `deecap train` makes it")
+    state = torch.load(path, map_location="cpu", weights_only=True)
+    vocabulary = Vocabulary(state["vocabulary"])
+    feature_width = int(state["model"]["feature_norm.weight"].shape[0])
+    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=feature_width, **settings.model))
+    trunk = Trunk() if "trunk" in state else None
+    try:
+        model.load_state_dict(state["model"])
+        if trunk is not None:
+            trunk.load_state_dict(state["trunk"])
+    except RuntimeError as error:
+        raise ValueError(f"{path} is not of this configuration: {error}") from error
+    told = dataclasses.asdict(settings)
+    budget = budget or told.pop("budget") or settings.name
+    configuration = {name: value for name, value in told.items() if name not in ("name", "budget")}
+    policy = settings.exit_policy or default_policy(model)
+    if trunk is None:
+        look = _look_up(data / settings.data.region_features)
+    else:
+        look = _look_with(trunk.eval(), data / settings.data.photos)
+    return System(
+        settings.name,
+        budget,
+        {**configuration, "measured_stage": path.stem},
+        model.requires_grad_(False).eval(),
+        vocabulary,
+        policy,
+        _digest(path),
+        look,
+    )
+
+
+def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:
+    """A bundle's network in float32 (its weights are int8), with the extractor that it ships.
+
+    Raises `model.bundle.BundleError` for what is no bundle.
+    """
+    from model.bottom_up.extractor import Extractor
+    from model.threads import available_cores
+
+    bundle = load_bundle(folder)
+    extractor = Extractor(folder / EXTRACTOR, "cpu", available_cores())
+    configuration = {
+        "bundle": bundle.name, "revision": bundle.revision, "model": bundle.model.config.to_json()
+    }  # fmt: skip
+    return System(
+        bundle.name,
+        budget or bundle.name,
+        configuration,
+        bundle.model,
+        bundle.vocabulary,
+        bundle.policy,
+        bundle.revision,
+        lambda wanted: _in_batches(wanted, photos, extractor.look_at_pixels),
+    )
+
+
+def default_policy(model: DeeCap) -> ExitPolicy:
+    """Every layer tested and nothing copied: the paper's."""
+    return ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
+
+
+def _look_up(path: Path) -> Callable[[Sequence[Photo]], list[Regions]]:
+    def look(photos: Sequence[Photo]) -> list[Regions]:
+        store = open_regions(path)
+        found = []
+        for photo in photos:
+            key = store.find(photo_keys(photo.name, photo.number))
+            if key is None:
+                raise FileNotFoundError(f"{path} has no features of {photo.name}")
+            found.append(store.read(key))
+        return found
+
+    return look
+
+
+def _look_with(trunk: Trunk, folder: Path) -> Callable[[Sequence[Photo]], list[Regions]]:
+    boxes = boxes_for(1)[0].numpy()
+
+    @torch.no_grad()
+    def through(pixels: np.ndarray) -> list[Regions]:
+        features = cells(trunk.top(trunk.bottom(normalise(torch.from_numpy(pixels))))).numpy()
+        assert features.shape[-1] == HEAD_WIDTH
+        return [Regions(boxes, one) for one in features]
+
+    return lambda photos: _in_batches(photos, folder, through)
+
+
+def _in_batches(photos: Sequence[Photo], folder: Path, through: Callable[[np.ndarray], list[Regions]]) -> list[Regions]:
+    found: dict[str, Regions] = {}
+    names: list[str] = []
+    pixels: list[np.ndarray] = []
+
+    def flush() -> None:
+        found.update(zip(names, through(np.stack(pixels)), strict=True))
+        names.clear()
+        pixels.clear()
+
+    for name, one in iterate_photos(folder, {photo.name for photo in photos}):
+        names.append(name)
+        pixels.append(one)
+        if len(names) == LOOK_BATCH:
+            flush()
+    if names:
+        flush()
+    return [found[photo.name] for photo in photos]
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:12]

@@ -1,0 +1,199 @@
+"""Tables and figures hold what the rows say, at the SpeedUps that they name, and say what is missing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from model.evaluation.intervals import paired_bootstrap
+from model.evaluation.result_rows import Point, ResultRow
+from model.exits import SpeedRow, SpeedTable
+from model.experiments.figures import figure2, figure3, figure5, reliability
+from model.experiments.others import figure6, policies, speedups
+from model.experiments.page import FROM_ROWS, results, write_page
+from model.experiments.select import by_kind, cider_at, difference, kind, near
+from model.experiments.tables import table1, table3, table4, verdicts
+
+SPEEDS = SpeedTable(
+    rows=(SpeedRow(0.0, 1.0, 1.0, 56.0, 12.0), SpeedRow(2.0, 3.0, 2.0, 54.0, 8.0)),
+    tiers={"full": 0.0, "balanced": 1.0, "fast": 2.0, "turbo": 3.0},
+    measured={"command": "deecap calibrate", "split": "made up"},
+)
+
+
+def point(tau: float, speedup: float, cider: list[float], exits: list[int] | None = None) -> Point:
+    scores = {"bleu_1": 60.0, "bleu_4": 20.0, "meteor": "not run: no Java", "rouge_l": 40.0}
+    depth = [round(4 / speedup, 2)] * len(cider)
+    return Point(
+        tau, speedup, 1.0 + (speedup - 1) / 2, scores, cider, depth, exits or [0, 0, 0, 9], 0.8, 0.9, ["a dog"]
+    )
+
+
+def made(row: ResultRow, *points: Point) -> ResultRow:
+    return dataclasses.replace(row, points=list(points), data={**row.data, "photos": len(points[0].cider)})
+
+
+def test_systems_have_the_papers_names(rows: list[ResultRow]) -> None:
+    assert [kind(row, 4) for row in rows] == [
+        "TF-Complete", "TF-2L", "TF-EE", "DeeCap, concatenation", "DeeCap, average", "DeeCap w/o deep information",
+    ]  # fmt: skip
+
+
+def test_of_several_rows_of_a_system_the_reference_policy_counts(rows: list[ResultRow]) -> None:
+    early = next(row for row in rows if row.system == "tf-ee")
+    other = dataclasses.replace(early, system="a", policy={**early.policy, "tested": [1]})
+    assert by_kind([other, early])["TF-EE"] is early
+    assert by_kind([other])["TF-EE"] is other
+
+
+def test_quality_between_measured_points_is_on_a_straight_line(rows: list[ResultRow]) -> None:
+    row = made(rows[2], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 3.0, [30.0, 0.0]), point(2.0, 4.0, [0.0, 0.0]))
+    found = cider_at(row, 1.5)
+    assert found is not None
+    np.testing.assert_allclose(found, [15.0, 15.0])
+    assert cider_at(row, 4.5) is None
+    assert near(row, 3.05) is row.points[1]
+    assert near(row, 2.0) is None
+
+
+def test_systems_are_compared_at_the_same_speedup_photo_by_photo(rows: list[ResultRow]) -> None:
+    random = np.random.default_rng(0)
+    ours, theirs = random.normal(50, 20, (2, 40)).round(1).tolist()
+    early = made(rows[2], point(0.0, 1.0, ours), point(1.0, 4.0, ours))
+    two = made(rows[1], point(0.0, 1.0, theirs))  # two layers of four: a SpeedUp of 2
+    assert difference(early, two, 2.0, 4) == pytest.approx(paired_bootstrap(ours, theirs))
+    assert difference(early, two, 3.0, 4) is None
+
+
+def test_a_baseline_that_wins_is_said_to_win(rows: list[ResultRow]) -> None:
+    low, high = [10.0 + n % 3 for n in range(30)], [50.0 + n % 5 for n in range(30)]
+    full, fast = point(0.0, 1.0, low), point(1.0, 4.0, low)
+    ours = made(rows[3], full, fast)
+    better = made(rows[2], point(0.0, 1.0, high), point(1.0, 4.0, high))
+    told = verdicts([ours, better])
+    assert len(told) == 3
+    assert all("TF-EE wins" in line for line in told)
+    assert all("no difference shown" in line for line in verdicts([ours, made(rows[2], full, fast)]))
+    assert all("DeeCap wins" in line for line in verdicts([made(rows[3], *better.points), made(rows[2], full, fast)]))
+    assert verdicts([better]) == []
+
+
+def test_table_1_shows_each_system_at_full_depth_and_at_4(rows: list[ResultRow]) -> None:
+    cider = [10.0, 20.0, 60.0]
+    complete, two = made(rows[0], point(0.0, 1.0, cider)), made(rows[1], point(0.0, 1.0, cider))
+    early = made(rows[2], point(0.0, 1.0, cider), point(1.0, 4.1, [5.0, 15.0, 55.0]))
+    found = table1([complete, two, early])
+    lines = {line[0]: line for line in found.table.rows}
+    assert list(lines) == ["TF-Complete", "TF-2L", "TF-EE, full depth", "TF-EE"]
+    assert lines["TF-2L"][-2] == 2.0
+    assert lines["TF-EE"][-2] == 4.1
+    assert lines["TF-EE"][1:5] == [60.0, 20.0, None, 40.0]  # METEOR was not run: empty, not replaced
+    assert str(lines["TF-EE"][7]) == "-5.0 [-5.0, -5.0]"
+    assert lines["TF-Complete"][7] is None
+    assert found.missing == ["DeeCap, concatenation"]
+    slow = made(rows[2], point(0.0, 1.0, cider), point(1.0, 3.0, cider))
+    assert any("TF-EE has no measured point" in note for note in table1([slow]).notes)
+
+
+def test_tables_3_and_4_say_what_they_lack(rows: list[ResultRow]) -> None:
+    cider = [10.0, 20.0, 60.0]
+    points = [point(0.0, 1.0, cider), point(0.5, 2.0, cider), point(1.0, 4.0, cider)]
+    deep, average, shallow = (made(row, *points) for row in rows[3:])
+    found = table3([deep, shallow])
+    assert [line[0] for line in found.table.rows] == [
+        "DeeCap, concatenation (x2)", "DeeCap w/o deep information (x2)",
+        "DeeCap, concatenation (x4)", "DeeCap w/o deep information (x4)",
+    ]  # fmt: skip
+    assert found.table.rows[0][1:4] == [90.0, 80.0, 20.0]
+    assert sum("no difference shown" in note for note in found.notes) == 2
+    assert table3([deep]).missing == ["DeeCap w/o deep information"]
+    assert [line[0] for line in table4([deep, average]).table.rows] == ["DeeCap, average", "DeeCap, concatenation"]
+    assert table4([deep, average]).missing == ["DeeCap, attention", "DeeCap, sequential"]
+
+
+def test_figure_2_bins_captions_by_their_mean_exit_layer(rows: list[ResultRow]) -> None:
+    cider = [float(n) for n in range(20)]
+    first = dataclasses.replace(point(0.0, 1.0, cider), depth=[4.0] * 20)
+    second = dataclasses.replace(point(1.0, 2.0, cider), depth=[1.2] * 10 + [2.6] * 9 + [4.0])
+    found = figure2([made(rows[0], point(0.0, 1.0, [n + 1 for n in cider])), made(rows[2], first, second)])
+    early = found.data["early"]
+    assert [one["layers"] for one in early] == [1, 4]  # nine captions in bin 3 are too few
+    assert early[0]["cider"] == pytest.approx(np.mean(cider[:10]))
+    assert early[0]["complete_same_photos"] == pytest.approx(np.mean(cider[:10]) + 1)
+    assert found.missing == ["TF-1L", "TF-2L", "TF-3L"]
+
+
+def test_figure_3_has_a_cell_for_every_exit(rows: list[ResultRow]) -> None:
+    found = figure3(rows)
+    by_name = found.data["AUROC"]
+    assert by_name["TF-kL"][1] == pytest.approx(100 * (rows[1].exits[0].auroc or 0))
+    assert by_name["TF-kL"][2:] == [None, None]
+    assert by_name["TF-Complete"][:3] == [None, None, None]
+    assert by_name["TF-EE"] == pytest.approx([100 * (one.auroc or 0) for one in rows[2].exits])
+
+
+def test_figure_5_has_the_curve_and_its_loss(rows: list[ResultRow]) -> None:
+    row = made(rows[2], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [8.0, 16.0]))
+    (curve,) = figure5([row]).data["curves"].values()
+    assert [(one["speedup"], one["cider"], one["loss"]) for one in curve] == [(1.0, 15.0, 0.0), (4.0, 12.0, -3.0)]
+    assert curve[1]["loss_low"] == -4.0
+    assert curve[1]["loss_high"] == -2.0
+
+
+def test_two_policies_of_one_training_stand_side_by_side(rows: list[ResultRow]) -> None:
+    early = made(rows[2], point(0.0, 1.0, [1.0, 2.0]), point(1.0, 4.0, [1.0, 2.0]))
+    copied = dataclasses.replace(early, policy={**early.policy, "skipped": "copied"})
+    retrained = dataclasses.replace(early, origin={"weights": "other"})
+    assert [line[2] for line in policies([early, copied]).table.rows] == ["computed", "copied"]
+    assert policies([early, retrained]).table.rows == []
+    assert policies([early, retrained]).missing
+
+
+def test_the_three_speedups_come_from_the_bundles_table() -> None:
+    found = speedups(SPEEDS, "made-up")
+    assert list(found.table.rows[1]) == ["fast", 2.0, 3.0, 2.0, 1.5, 8.0, 54.0]
+    assert "command: deecap calibrate" in found.notes[0]
+
+
+def test_captions_side_by_side_are_of_the_same_photos(rows: list[ResultRow]) -> None:
+    found = figure6(rows)
+    assert [line[0] for line in found.table.rows] == [f"{number}.jpg" for number in range(8)]
+    assert found.table.rows[3][1] == rows[0].points[0].captions[3]
+
+
+@pytest.mark.parametrize("name", FROM_ROWS)
+def test_every_experiment_writes_what_it_shows(rows: list[ResultRow], tmp_path: Path, name: str) -> None:
+    pytest.importorskip("matplotlib")
+    ((_, result),) = results(name, rows).items()
+    paths = result.write(tmp_path, name)
+    told = json.loads((tmp_path / f"{name}.json").read_text())
+    assert told["title"] == result.title
+    assert len(told["rows"]) == len(result.table.rows)
+    if result.draw:
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
+        assert "<svg" in (tmp_path / f"{name}.svg").read_text()[:600]
+        before = [path.read_bytes() for path in paths]
+        result.write(tmp_path, name)
+        assert [path.read_bytes() for path in paths] == before
+
+
+def test_the_page_shows_all_or_says_that_there_is_nothing(rows: list[ResultRow], tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    page = write_page(tmp_path / "none", [], "made-up", SPEEDS).read_text()
+    assert "There is no result row yet" in page
+    assert "The three SpeedUps" in page
+    page = write_page(tmp_path / "all", rows, "made-up", SPEEDS).read_text()
+    for name, make in FROM_ROWS.items():
+        assert make(rows).title in page, name
+    shown = [line.split("](")[1].rstrip(")") for line in page.splitlines() if line.startswith("![")]
+    assert len(shown) == 5
+    assert all((tmp_path / "all" / path).exists() for path in shown)
+    assert all(row.key in page for row in rows)
+
+
+def test_reliability_covers_every_exit(rows: list[ResultRow]) -> None:
+    assert len(reliability(rows).table.rows) == sum(len(row.exits) for row in rows)
