@@ -36,7 +36,9 @@ def test_it_sees_nearly_the_same_in_half_the_bytes(random_bundle: RandomBundle, 
     seen = photos(3, seed=1)
     exact, near = features(Extractor(source), seen), features(Extractor(quantised), seen)
     assert near.shape == exact.shape
-    assert 0.0 < np.linalg.norm(near - exact) < 0.3 * np.linalg.norm(exact)
+    # Random weights swell the noise three times as much as trained ones do; features of another photo are 1 away.
+    assert 0.0 < np.linalg.norm(near - exact) < 0.6 * np.linalg.norm(exact)
+    assert np.linalg.norm(near[1] - exact[0]) > 0.6 * np.linalg.norm(exact[0])
     assert quantised.stat().st_size < 0.6 * source.stat().st_size
 
 

@@ -565,8 +565,10 @@ def test_a_rolling_restart_of_workers_and_front_in_mid_batch() -> None:
         processes.append(Process("front", **settings, port=port))
         stack.callback(processes[1].end)
         restarted: list[float] = []
+        begun = threading.Event()  # a start takes as long as the machine lets it
 
         def roll() -> None:
+            begun.wait()
             for process in processes:
                 time.sleep(0.3)
                 process.restart()
@@ -579,6 +581,7 @@ def test_a_rolling_restart_of_workers_and_front_in_mid_batch() -> None:
             for item in client.caption_many(photos_until(lambda: not rolling.is_alive()), concurrency=4):
                 assert width(item.result()) == 16 + item.index
                 answered.append(time.monotonic())
+                begun.set()
         rolling.join()
         assert len(restarted) == 2
         assert answered[0] < restarted[0] < restarted[1] < answered[-1]
