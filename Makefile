@@ -26,7 +26,7 @@ LOADTEST_READY := $(VENV)/ready-loadtest-$(EXTRA)
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
 	@echo "make test    install what is missing into .venv and run every check"
-	@echo "make test-long  what takes too long for every change: soak, thousands of cases (an hour at most)"
+	@echo "make test-long  what takes too long for every change: soak, thousands of cases"
 	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
 	@echo "make loadtest  install what is missing into .venv, find what the service holds, and write it to bench/load/"
 	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
@@ -46,7 +46,7 @@ test-long: $(TEST_READY)
 bench: $(BENCH_READY)
 	$(BIN)/deecap bench --out bench
 
-# Under three minutes; `make loadtest LOADTEST="--scale 4"` takes longer and is surer. Every way: LOADTEST=--help.
+# Some minutes; `make loadtest LOADTEST="--scale 4"` takes longer and is surer. Every way: LOADTEST=--help.
 loadtest: $(LOADTEST_READY)
 	$(BIN)/python -m loadtests $(LOADTEST)
 

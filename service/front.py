@@ -26,7 +26,7 @@ POLL_SECONDS = 0.25  # between two looks at workers and queue: soon enough for a
 READY_SECONDS = 60.0  # that a worker's last caption may be ago: an idle one makes a canary every 30
 STORE_SECONDS = 2.0  # that the store may take for one call before it counts as lost
 FIRST_BACKOFF, LAST_BACKOFF = 0.1, 2.0  # seconds
-RESUBMIT_SECONDS = 5.0  # a store can lose a job and nobody hears of it; asking again costs one call
+RESUBMIT_SECONDS = 5.0  # a store can lose a job and nobody hears of it; asking again sends the photo again
 REFUSED_AGAIN_SECONDS = 0.5  # until the next try for a job that was in the queue once and finds it full or unserved
 COME_BACK_SECONDS = 2  # Retry-After where no rate can tell: a worker or a store that is being restarted
 

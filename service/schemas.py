@@ -40,7 +40,8 @@ class CaptionOptions(BaseModel):
     regions: bool = Field(False, description="Whether to answer with the regions that were looked at.")
     timeout_ms: Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)] | None = Field(
         None,
-        description="Milliseconds from the request's arrival until 504; at most, and by default, 30000. "
+        description="Milliseconds from the request's arrival until 504; at most, and by default, the "
+        "service's DEECAP_TIMEOUT_MS. "
         "A body that is still arriving has the server's limit, whatever is asked for here.",
     )
     priority: Priority = Field(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from model.evaluation.intervals import mean_interval
 from model.evaluation.result_rows import ResultRow
@@ -63,7 +64,7 @@ def speedups(table: SpeedTable, bundle: str) -> Result:
         )
         curve.append({"paper": row.speedup, "executed": row.executed_speedup, "clock": clock, "cider": row.cider})
 
-    def draw(figure) -> None:  # type: ignore[no-untyped-def]  # a matplotlib Figure
+    def draw(figure: Any) -> None:
         axes = figure.subplots()
         for key, colour, marker in (
             ("paper", "#1b6ca8", "o-"),

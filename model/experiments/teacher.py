@@ -83,4 +83,5 @@ def _judge(model: DeeCap, exits: Sequence[Tensor], targets: Tensor) -> tuple[np.
         confidence.append(best)
         certainty.append(entropy(logits).float())
         hard.append(words != targets[kept])
-    return tuple(torch.stack(one, 1).cpu().numpy() for one in (confidence, certainty, hard))  # type: ignore[return-value]
+    confidences, certainties, hardness = (torch.stack(one, 1).cpu().numpy() for one in (confidence, certainty, hard))
+    return confidences, certainties, hardness

@@ -8,6 +8,7 @@ import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import IO, Any
 
@@ -183,11 +184,19 @@ def _photos(folder: Path, names: Sequence[str] | None, report: DataReport, quick
             report.problems.append(f"{folder}: {name} is not there")
 
 
+def _open(path: Path) -> IO[bytes]:
+    return path.open("rb")
+
+
+def _read_whole(stream: IO[bytes]) -> IO[bytes]:
+    return io.BytesIO(stream.read())
+
+
 def _image_files(folder: Path, report: DataReport) -> Iterator[tuple[str, str, Callable[[], IO[bytes]]]]:
     """Name, place and a way to open it, of each photo in files, sub-folders and archives."""
     for path in sorted(folder.rglob("*")):
         if path.suffix.lower() in SUFFIXES and path.is_file():
-            yield path.name, str(path), lambda path=path: path.open("rb")  # type: ignore[misc]  # bound now
+            yield path.name, str(path), partial(_open, path)
         elif path.suffix == ".tar":
             try:
                 with tarfile.open(path) as archive:
@@ -196,7 +205,7 @@ def _image_files(folder: Path, report: DataReport) -> Iterator[tuple[str, str, C
                         if member.isfile() and Path(name).suffix.lower() in SUFFIXES:
                             stream = archive.extractfile(member)
                             assert stream is not None  # it is a file
-                            yield name, f"{path}, {member.name}", lambda stream=stream: io.BytesIO(stream.read())  # type: ignore[misc]
+                            yield name, f"{path}, {member.name}", partial(_read_whole, stream)
             except (tarfile.TarError, OSError, EOFError) as error:
                 report.problems.append(f"{path}: not a whole archive: {error}")
 

@@ -90,7 +90,8 @@ class WorkerBroker(Protocol):
         """The broker's time, seconds since 1970."""
 
     async def beat(self, state: WorkerState) -> frozenset[str]:
-        """The worker lives and got on with its work. Returns those ids of its jobs that were cancelled.
+        """The worker lives and got on with its work. Returns those ids of its jobs that were cancelled, with each beat
+        until they are answered or given back.
 
         The first beat joins the worker, or joins it again after it was taken for dead.
         """

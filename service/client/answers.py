@@ -147,7 +147,7 @@ class Model:
 
 
 def _read(kind: type[T], said: Mapping[str, Any]) -> T:
-    return kind(**{each.name: said[each.name] for each in fields(kind)})  # type: ignore[arg-type]
+    return kind(**{each.name: said[each.name] for each in fields(kind)})  # type: ignore[arg-type]  # each kind is a dataclass
 
 
 def _region(said: Mapping[str, Any]) -> Region:

@@ -9,6 +9,7 @@ from typing import Annotated
 
 import typer
 
+from model.exits import SpeedTable
 from service.commands.loading import read_settings, stop
 from service.requirements_check import installed_version
 
@@ -133,11 +134,11 @@ def speedups(
         result.write(out, "speedups")
 
 
-def _speed_table(bundle: Path | None):  # type: ignore[no-untyped-def]  # (name, SpeedTable), imported when it runs
+def _speed_table(bundle: Path | None) -> tuple[str, SpeedTable]:
+    """A bundle's name and its speeds. Raises what reading them raises."""
     import json
 
     from model.bundle import CONFIG, SPEEDS
-    from model.exits import SpeedTable
 
     folder = read_settings(bundle=bundle).bundle
     name = json.loads((folder / CONFIG).read_text()).get("name", folder.name)

@@ -202,7 +202,7 @@ async def test_pixels_that_only_the_model_finds_broken(client: httpx.AsyncClient
 
 
 async def test_random_damage_never_gives_a_500(client: httpx.AsyncClient) -> None:
-    """A few hundred damaged pictures and forms; the long test of a later day can do more."""
+    """A few hundred damaged pictures and forms; `tests/fuzz` does more."""
     damage = random.Random(0)
     boundary = "multipart/form-data; boundary=abc"
     form = b'--abc\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n' + JPEG + b"\r\n--abc--\r\n"
