@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from model.config import DeeCapConfig
@@ -83,7 +83,8 @@ def save_model(folder: Path, name: str, model: DeeCap, vocabulary: Vocabulary, p
     config = {"format": FORMAT, "name": name, "model": model.config.to_json(), "exit_policy": policy.to_json()}
     write_json(folder / CONFIG, config)
     write_json(folder / VOCABULARY, list(vocabulary.words))
-    save_file(pack_weights(model.state_dict()), folder / WEIGHTS)
+    # Not `save_file`, whose file only its owner may read: a container's user is another.
+    (folder / WEIGHTS).write_bytes(save(pack_weights(model.state_dict())))
 
 
 def revision_of(folder: Path) -> str:

@@ -25,6 +25,9 @@ class DeeCapConfig:
     encoder_layers: int = 6
     decoder_layers: int = 6
     max_words: int = 20  # a caption's longest; 99% of Flickr8k's and COCO's are shorter
+    no_repeats: bool = (
+        False  # whether captions are kept from saying words again: `model.decoding.repeats`. Not in the paper
+    )
     dropout: float = 0.1
     exits: str = "deecap"
     fusion: str = "concatenation"  # the paper's best (table 4)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
+from model.decoding.repeats import ruled_out
 from model.vocabulary import EOS
 
 LARGEST_BEAM = 5
@@ -49,22 +50,23 @@ class Candidates:
 class Beam:
     """EOS competes at its exit's log-probability; done with `width` ended hypotheses. All start alike, as one."""
 
-    def __init__(self, width: int) -> None:
-        """Raises `ValueError` for a width outside 1..5."""
+    def __init__(self, width: int, no_repeats: bool = False) -> None:
+        """`no_repeats`: none goes on with what is `ruled_out`. Raises `ValueError` for a width outside 1..5."""
         if not 1 <= width <= LARGEST_BEAM:
             raise ValueError(f"beam must be from 1 to {LARGEST_BEAM}, not {width}")
         self.width = width
+        self.no_repeats = no_repeats
         self.live: list[Hypothesis] = [Hypothesis()]
         self.ended: list[Hypothesis] = []
 
     def advance(self, columns: Sequence[Candidates]) -> list[int]:
-        """One step on: `columns` has the candidates of each live hypothesis, at least 2 * width words of each.
+        """One step on: `columns` has the candidates of each live hypothesis, at least 2 * width that may follow it.
 
         Returns for each hypothesis now live which of the former ones it extends; none once the search is done.
         """
         ranked: list[tuple[float, int, Hypothesis]] = []
         for parent, (hypothesis, column) in enumerate(zip(self.live, columns, strict=True)):
-            for word, log_p in zip(column.words, column.log_probabilities, strict=True):
+            for word, log_p in self._allowed(hypothesis, column):
                 extended = hypothesis.extended(Step(word, column.exit_layer, column.entropy, log_p))
                 ranked.append((-extended.log_probability, parent, extended))
         ranked.sort(key=lambda candidate: candidate[:2])
@@ -80,6 +82,12 @@ class Beam:
         done = len(self.ended) >= self.width
         self.live = [] if done else survivors
         return [] if done else parents
+
+    def _allowed(self, hypothesis: Hypothesis, column: Candidates) -> list[tuple[int, float]]:
+        """The 2 * width likeliest words that the hypothesis may go on with; of all, where none may."""
+        every = list(zip(column.words, column.log_probabilities, strict=True))
+        out = ruled_out([step.token for step in hypothesis.steps]) if self.no_repeats else ()
+        return ([(word, log_p) for word, log_p in every if word not in out] or every)[: 2 * self.width]
 
     def ranked(self) -> list[list[Step]]:
         """The captions, best first; those that never ended compete too."""

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from model.decoding.beam import Beam, Candidates, Step
+from model.decoding.repeats import first_allowed, most_ruled_out
 from model.decoding.state import DecoderState
 from model.deecap import DeeCap, entropy
 from model.exits import ExitPolicy
@@ -87,7 +88,7 @@ def greedy_search(
     for _ in range(model.config.max_words):
         state.append(tokens)
         log_p, exit_layers, entropies = advance(state, thresholds, policy, live)
-        best, words = log_p.max(-1)
+        best, words = _next_words(model, log_p, [captions[row] for row in live.tolist()])
         columns = zip(
             live.tolist(), words.tolist(), exit_layers.tolist(), entropies.tolist(), best.tolist(), strict=True
         )
@@ -100,6 +101,20 @@ def greedy_search(
     return Decoded(captions, state.executed_rows)
 
 
+def _next_words(model: DeeCap, log_p: Tensor, captions: Sequence[Sequence[Step]]) -> tuple[Tensor, Tensor]:
+    """The likeliest words of `log_p (B, V)` that the captions may go on with: log-probabilities and numbers, `(B,)`."""
+    if not model.config.no_repeats:
+        best, words = log_p.max(-1)
+        return best, words
+    best, words = log_p.topk(min(most_ruled_out(model.config.max_words) + 1, log_p.shape[-1]), dim=-1)
+    places = [
+        first_allowed(candidates, [step.token for step in caption])
+        for candidates, caption in zip(words.tolist(), captions, strict=True)
+    ]
+    rows = torch.arange(len(places), device=log_p.device)
+    return best[rows, places], words[rows, places]
+
+
 @torch.no_grad()
 def ranked_search(
     model: DeeCap, memory: Tensor, taus: Sequence[float], policy: ExitPolicy, beam: int, mask: Tensor | None = None
@@ -110,7 +125,9 @@ def ranked_search(
     captions are as long as they may be; then those without EOS compete too. Raises `ValueError` for a beam outside
     1..5.
     """
-    beams = [Beam(beam) for _ in taus]
+    no_repeats = model.config.no_repeats
+    beams = [Beam(beam, no_repeats) for _ in taus]
+    looked_at = 2 * beam + (most_ruled_out(model.config.max_words) if no_repeats else 0)
     state = DecoderState(model, memory, mask, beam, policy.skipped == "copied")
     thresholds = torch.tensor(taus, dtype=torch.float64, device=memory.device).repeat_interleave(beam)
     tokens = torch.full((len(taus) * beam,), BOS, device=memory.device)
@@ -119,7 +136,7 @@ def ranked_search(
         # Hypothesis `slot` of an image is row image * beam + slot.
         rows = [image * beam + slot for image, search in enumerate(beams) for slot in range(len(search.live))]
         log_p, exit_layers, entropies = advance(state, thresholds, policy, torch.tensor(rows, device=memory.device))
-        top_log_p, top_words = log_p.topk(min(2 * beam, log_p.shape[-1]), dim=-1)
+        top_log_p, top_words = log_p.topk(min(looked_at, log_p.shape[-1]), dim=-1)
         columns = zip(top_words.tolist(), top_log_p.tolist(), exit_layers.tolist(), entropies.tolist(), strict=True)
         by_row = {row: Candidates(*column) for row, column in zip(rows, columns, strict=True)}
         parents = list(range(len(taus) * beam))

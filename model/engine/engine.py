@@ -18,6 +18,7 @@ import numpy as np
 from torch import Tensor
 
 from model.decoding.beam import LARGEST_BEAM, Beam, Candidates, Step
+from model.decoding.repeats import first_allowed, most_ruled_out, repeating
 from model.deecap import DeeCap
 from model.engine.backend import Reached, Span
 from model.engine.folding import ENGINE_FUSIONS
@@ -73,7 +74,7 @@ class Engine:
         self._policy, self._clock = policy, clock
         self._copied = policy.skipped == "copied"
         self._width, self._vocabulary_size, self._max_words = config.width, config.vocabulary_size, config.max_words
-        self._layers = model.layers
+        self._layers, self._no_repeats = model.layers, config.no_repeats
         ends = [0, *policy.tested, model.layers]
         self._spans = [Span(a + 1, b, b < model.layers) for a, b in pairwise(ends)]
         self._whole = [Span(1, model.layers, False)]
@@ -95,7 +96,8 @@ class Engine:
         self._every_slot = np.arange(slots)
         # What the step under way decided; the candidates only where there are beams.
         self._decided = np.zeros((slots, 4))
-        self._most = min(2 * LARGEST_BEAM, config.vocabulary_size)
+        spare = most_ruled_out(config.max_words) if config.no_repeats else 0
+        self._most = min(2 * LARGEST_BEAM + spare, config.vocabulary_size)
         self._top_words = np.zeros((slots, self._most), dtype=np.int64)
         self._top_log_probabilities = np.zeros((slots, self._most))
         # What the requests that run have in common, so that steps without beams, or at full depth, spare the looking.
@@ -134,7 +136,7 @@ class Engine:
             raise ValueError(f"beam must be from 1 to {min(LARGEST_BEAM, self._slots)}, not {beam}")
         self._numbers += 1
         self._soonest = min(self._soonest, deadline)
-        search = Beam(beam) if beam > 1 else None
+        search = Beam(beam, self._no_repeats) if beam > 1 else None
         self._waiting.append(_Request(self._numbers, memory, tau, search, deadline))
         return self._numbers
 
@@ -147,6 +149,15 @@ class Engine:
                 return
         if number in self._running:
             self._stop([self._running[number]], "cancelled")
+
+    def words_so_far(self, number: int, begin: int = 0) -> list[Step]:
+        """What is decided of a greedy request that runs, from word `begin` on; no EOS is among it, since that ends it.
+
+        Nothing for a beam, whose words are only known at its end, and for a request that waits, is over or never was.
+        Costs no more than to read it: each step has brought its words to this side of the device.
+        """
+        request = self._running.get(number)
+        return [] if request is None or request.beam else self._greedy_steps(request.slots[0], begin)
 
     def finished(self) -> list[Finished]:
         """The requests that are over since the last call, in the order in which they were."""
@@ -205,6 +216,7 @@ class Engine:
             self._used += request.width
             self._running[request.number] = request
             self._filled[:, request.slots] = 0
+            self._history[request.slots, :, WORD] = -1  # no word: see `repeating`
             self._backend.admit(request.slots, request.memory)
         self._look_over()
 
@@ -245,10 +257,12 @@ class Engine:
         if request.beam:
             ranked = request.beam.ranked()
             return ranked[0] if ranked else []
-        slot = request.slots[0]
+        return self._greedy_steps(request.slots[0])
+
+    def _greedy_steps(self, slot: int, begin: int = 0) -> list[Step]:
         return [
             Step(int(word), int(exit_layer), entropy, log_probability)
-            for word, entropy, log_probability, exit_layer in self._history[slot, : self._lengths[slot]].tolist()
+            for word, entropy, log_probability, exit_layer in self._history[slot, begin : self._lengths[slot]].tolist()
         ]
 
     # One step --------------------------------------------------------------------------------------------------------
@@ -314,9 +328,27 @@ class Engine:
             slots, said = slots[leaving], said[leaving]
         self._decided[slots, :EXIT_LAYER] = said
         self._decided[slots, EXIT_LAYER] = m
+        if not (self._searches or self._no_repeats):
+            return
+        rows = self._every_slot[: len(slots)] if leaving is None else np.flatnonzero(leaving)
         if self._searches:
-            rows = self._every_slot[: len(slots)] if leaving is None else np.flatnonzero(leaving)
             self._top_words[slots], self._top_log_probabilities[slots] = reached.top(rows, self._most)
+        if self._no_repeats:
+            self._put_other_words(slots, reached, rows)
+
+    def _put_other_words(self, slots: np.ndarray, reached: Reached, rows: np.ndarray) -> None:
+        """Where the likeliest word would repeat, the likeliest that does not. `slots` are `rows` of what was reached.
+
+        What it does to slots of beams does not matter: beams see to it themselves.
+        """
+        again = repeating(self._history[slots, :, WORD], self._lengths[slots], self._decided[slots, WORD])
+        if not again.any():
+            return
+        slots = slots[again]
+        words, log_probabilities = reached.top(rows[again], self._most)
+        for slot, candidates, probabilities in zip(slots.tolist(), words.tolist(), log_probabilities, strict=True):
+            place = first_allowed(candidates, self._history[slot, : self._lengths[slot], WORD].tolist())
+            self._decided[slot, [WORD, LOG_PROBABILITY]] = candidates[place], probabilities[place]
 
     def _advance_beams(self) -> list[_Request]:
         """Moves beams one step on; returns those that are over."""
@@ -326,12 +358,11 @@ class Engine:
             search = request.beam
             assert search is not None
             used = request.slots[: len(search.live)]
-            wanted = 2 * search.width
             parents = search.advance(
                 [
                     Candidates(
-                        self._top_words[slot, :wanted].tolist(),
-                        self._top_log_probabilities[slot, :wanted].tolist(),
+                        self._top_words[slot].tolist(),
+                        self._top_log_probabilities[slot].tolist(),
                         int(self._decided[slot, EXIT_LAYER]),
                         float(self._decided[slot, ENTROPY]),
                     )

@@ -111,6 +111,7 @@ def test_saving_what_was_loaded_gives_the_same_bytes(
     first = save(tmp_path / "one" / "same", model, words)
     loaded = load_bundle(first)
     second = save(tmp_path / "two" / "same", loaded.model, loaded.vocabulary)
+    assert len({(first / name).stat().st_mode for name in REQUIRED}) == 1, "who may read one may read all"
     for name in REQUIRED:
         assert (first / name).read_bytes() == (second / name).read_bytes(), name
     again = load_bundle(second)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -119,8 +120,18 @@ def decide(
         p, certainty = distribution(model, exits[m - 1][0, -1])
         if last or certainty < tau:
             with np.errstate(divide="ignore"):
-                return np.log(p), m, certainty
+                log_p = np.log(p)
+            if model.config.no_repeats:
+                said = [step.token for step in steps]
+                log_p[[word for word in range(len(p)) if says_again([*said, word])]] = -np.inf
+            return log_p, m, certainty
     raise AssertionError("the last layer always decides")
+
+
+def says_again(words: Sequence[int]) -> bool:
+    """Whether any word comes twice running, or any three words in a row come twice."""
+    threes = list(zip(words, words[1:], words[2:], strict=False))
+    return any(one == next for one, next in pairwise(words)) or len(set(threes)) < len(threes)
 
 
 def slow_greedy(model: DeeCap, image: tuple[Tensor, Tensor], tau: float, policy: ExitPolicy) -> list[Step]:
@@ -159,7 +170,7 @@ def slow_beam(
             candidates += [
                 [*steps, Step(word, layer, certainty, float(log_p[word]))]
                 for word in range(len(log_p))
-                if word not in (PAD, BOS, UNKNOWN)
+                if log_p[word] > -np.inf
             ]
         candidates.sort(key=total, reverse=True)
         ended += [steps for steps in candidates[:beam] if steps[-1].token == EOS]
@@ -283,6 +294,34 @@ def test_greedy_under_any_policy_is_the_uncached_decoder(
             assert decoded.executed_rows == sum(sum(layers) for layers in ran)
         else:
             assert decoded.executed_rows == sum(rows_needed(layers, model.layers) for layers in ran)
+
+
+@pytest.mark.parametrize("beam", [None, 2, 3])
+@pytest.mark.parametrize("policy", [EVERY, ExitPolicy((1,), "copied")], ids=lambda one: one.skipped)
+def test_captions_kept_from_repeating_are_those_of_the_uncached_decoder(
+    make_model: MakeModel, policy: ExitPolicy, beam: int | None
+) -> None:
+    repeated = 0
+    for seed in range(3):
+        sizes = {"no_repeats": True, "max_words": 10, "vocabulary_size": 14}
+        model = make_model("deecap", "concatenation", seed, **sizes)
+        with torch.no_grad():
+            model.head_bias[EOS] -= 2.0
+        photos = images(model, 3, seed)
+        taus = thresholds(model, photos, 3, seed)
+        decoded = search(model, photos, taus, policy, beam)
+        for found, image, tau in zip(decoded.captions, photos.alone, taus, strict=True):
+            assert not says_again([step.token for step in found])
+            if beam:
+                same(found, slow_beam(model, image, tau, policy, beam)[0])
+            else:
+                same(found, slow_greedy(model, image, tau, policy))
+        free = make_model("deecap", "concatenation", seed, **{**sizes, "no_repeats": False})
+        free.load_state_dict(model.state_dict())
+        repeated += sum(
+            says_again([step.token for step in steps]) for steps in search(free, photos, taus, policy, beam).captions
+        )
+    assert repeated, "no caption was to be kept from anything"
 
 
 def differ(one: Decoded, other: Decoded) -> int:
