@@ -49,8 +49,8 @@ class Trainer:
     """One run in one work folder: `log.jsonl` to plot, `checkpoint.pt` to go on from, `<stage>.pt` of each stage."""
 
     def __init__(self, settings: TrainSettings, data: Path, work: Path, features: Path) -> None:
-        """`features`: folder of kept lower-trunk features, shared by runs. Raises `ValueError` for bad data."""
-        self.settings, self.work = settings, work
+        """`features`: folder of kept features, shared by runs. Raises `ValueError` for bad data."""
+        self.settings, self.work, self.features = settings, work, features
         work.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         torch.manual_seed(settings.seed)
@@ -159,7 +159,7 @@ class Trainer:
             if stage.quantised_extractor:
                 self.kept = KeptRegions.through_extractor(self.rows, self.sources, self._quantised(self.trunk))
             else:
-                self.kept = KeptRegions.through_trunk(self.rows, self.trunk)
+                self.kept = KeptRegions.through_trunk(self.rows, self.trunk, self.features)
             self.kept_quantised = stage.quantised_extractor
         if stage.kind == "self_critical":
             self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -66,14 +68,18 @@ def mirrored(view: int) -> bool:
 class KeptRegions:
     """float16 region features of every photo, whole and mirrored, for stages that leave the trunk alone."""
 
-    def __init__(self, photos: int) -> None:
-        """Room for so many photos."""
-        self.features = np.zeros((photos, 2, (GRID // 2) ** 2, HEAD_WIDTH), dtype=np.float16)
+    def __init__(self, features: np.ndarray) -> None:
+        """`(photos, 2, 81, 1280)`."""
+        self.features = features
 
     @classmethod
-    def through_trunk(cls, photos: PhotoRows, trunk: Trunk, batch: int = 32) -> KeptRegions:
-        """From the kept lower-trunk features."""
-        kept = cls(len(photos.names))
+    def through_trunk(cls, photos: PhotoRows, trunk: Trunk, folder: Path, batch: int = 32) -> KeptRegions:
+        """From the kept lower-trunk features, once for each trunk: the file in `folder` serves all its runs."""
+        path = folder / f"regions-{_fingerprint(photos, trunk)}.npy"
+        if path.exists():
+            return cls(np.load(path, mmap_mode="r"))
+        part = path.with_suffix(".part")  # renamed when it is whole: an interrupted run leaves no half file behind
+        kept = cls(np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=_shape(photos)))
         for view in (FULL, FLIPPED):
             having = [row for row in range(len(photos.names)) if photos.views(row) > view]
             for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
@@ -82,12 +88,13 @@ class KeptRegions:
                 with torch.inference_mode():
                     regions = cells(trunk.top(bottom.to(next(trunk.parameters()).device)))
                 kept.features[rows, view] = regions.cpu().numpy()
+        part.rename(path)
         return kept
 
     @classmethod
     def through_extractor(cls, photos: PhotoRows, sources: Sequence[PhotoSource], extractor: Extractor) -> KeptRegions:
         """As served: from the pixels. Raises `FileNotFoundError` for photos that are not there."""
-        kept = cls(len(photos.names))
+        kept = cls(np.zeros(_shape(photos), dtype=np.float16))
         row_of = {name: row for row, name in enumerate(photos.names)}
         for source in sources:
             found = iterate_photos(source.folder, set(source.names))
@@ -101,6 +108,19 @@ class KeptRegions:
     def __call__(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
         """float32 `(len(rows), 81, 1280)`."""
         return torch.from_numpy(self.features[list(rows), list(views)]).float()
+
+
+def _shape(photos: PhotoRows) -> tuple[int, ...]:
+    return len(photos.names), 2, (GRID // 2) ** 2, HEAD_WIDTH
+
+
+def _fingerprint(photos: PhotoRows, trunk: Trunk) -> str:
+    """Of what the regions come from: the photos' names and the trunk's weights."""
+    digest = hashlib.sha256(json.dumps(photos.names).encode())
+    for name, value in trunk.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().numpy().tobytes())
+    return digest.hexdigest()[:12]
 
 
 class RegionFiles:

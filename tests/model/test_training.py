@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import model.training.loop as loop
+from model.bottom_up.grid import cells
 from model.bottom_up.trunk import Trunk
 from model.bundle import EXTRACTOR
 from model.captioner import Captioner
@@ -29,7 +30,7 @@ from model.training.loop import Trainer
 from model.training.losses import exit_head_loss
 from model.training.objectives import Batch, exits_loss, words_that_left
 from model.training.optimiser import freeze_layers, freezing_chances, is_exit_part, make_optimiser, rate_at, set_rate
-from model.training.regions import RegionFiles
+from model.training.regions import KeptRegions, PhotoRows, RegionFiles
 from model.training.release import write_bundle
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
@@ -629,6 +630,26 @@ def test_self_critical_steps_raise_the_reward() -> None:
         self_critical_loss(network, batch, torch.from_numpy(advantages).float(), stage, random).backward()
         optimiser.step()
     assert np.mean(rewards[-5:]) > 2 * np.mean(rewards[:5]) + 20
+
+
+# Kept regions ------------------------------------------------------------------------------------------------------
+
+
+def test_regions_of_one_trunk_are_computed_once_for_all_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    bottom = np.random.default_rng(0).normal(size=(2, 2, 120, 18, 18)).astype(np.float16)
+    photos, trunk = PhotoRows(("one.jpg", "two.jpg"), (bottom,)), Trunk().eval()
+    first = KeptRegions.through_trunk(photos, trunk, tmp_path, batch=1)([0, 1, 1], [0, 0, 1])
+    with torch.no_grad():
+        assert torch.allclose(first[2:], cells(trunk.top(photos.bottom([1], [1]))), rtol=1e-2, atol=1e-3)
+    with monkeypatch.context() as patch:
+        patch.setattr(Trunk, "top", None)  # not called
+        again = KeptRegions.through_trunk(photos, trunk, tmp_path)([0, 1, 1], [0, 0, 1])
+    assert torch.equal(first, again)
+    with torch.no_grad():
+        next(iter(trunk.head.parameters())).mul_(2.0)
+    assert not torch.equal(KeptRegions.through_trunk(photos, trunk, tmp_path)([0], [0]), first[:1])
+    assert len(list(tmp_path.iterdir())) == 2
 
 
 # Region files ------------------------------------------------------------------------------------------------------
