@@ -41,12 +41,16 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> Tensor:
         """`x (B, T, d)`, keys and values `(B, heads, S, d / heads)` -> `(B, T, d)`; `mask` True where to look."""
+        mixed = self.weights(x, keys, mask).to(values.dtype) @ values
+        return self.output(mixed.transpose(1, 2).flatten(2))
+
+    def weights(self, x: Tensor, keys: Tensor, mask: Tensor | None) -> Tensor:
+        """Where each word looks, `(B, heads, T, S)`, every row with the sum 1. Arguments as in `forward`."""
         query = self._split(self.query(x)) / math.sqrt(keys.shape[-1])
         scores = query @ keys.transpose(-1, -2)  # (B, heads, T, S)
         if mask is not None:
             scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min)
-        mixed = scores.softmax(-1).to(values.dtype) @ values
-        return self.output(mixed.transpose(1, 2).flatten(2))
+        return scores.softmax(-1)
 
     def _split(self, x: Tensor) -> Tensor:  # (B, S, d) -> (B, heads, S, d / heads)
         return x.unflatten(-1, (self.heads, -1)).transpose(1, 2)

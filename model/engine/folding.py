@@ -27,12 +27,13 @@ def shallow_share(model: DeeCap, layer: int) -> tuple[Tensor, Tensor]:
     Summed over i = 1..m; an average then divides by m. Without a gate, h_shallow alone: (d,).
     """
     fusion, width = model.shallow_fusion, model.config.width
+    bias = model.head_bias.new_zeros(width, dtype=torch.float64)
     if isinstance(fusion, Average):
-        weight, bias = torch.eye(width, dtype=torch.float64), torch.zeros(width, dtype=torch.float64)
+        weight = torch.eye(width, dtype=torch.float64, device=bias.device)
     else:
         assert isinstance(fusion, Concatenation)
         weight = fusion.slices[layer - 1].double().T
-        bias = fusion.bias.double() if layer == 1 else torch.zeros(width, dtype=torch.float64)
+        bias = fusion.bias.double() if layer == 1 else bias
     if model.config.exits == "deecap":
         gate = model.gate.hidden.weight[:, :width].double()
         weight, bias = torch.cat((weight, gate @ weight)), torch.cat((bias, gate @ bias))
@@ -43,8 +44,8 @@ def deep_slices(model: DeeCap, m: int) -> tuple[Tensor, Tensor]:
     """h_deep of exit m as a map of the imitated states, each normalised, one behind the other: (d, (N - m) * d)."""
     fusion, width, count = model.deep_fusion, model.config.width, model.layers - m
     if isinstance(fusion, Average):
-        slices = torch.eye(width, dtype=torch.float64).expand(count, width, width) / count
-        bias = torch.zeros(width, dtype=torch.float64)
+        bias = model.head_bias.new_zeros(width, dtype=torch.float64)
+        slices = torch.eye(width, dtype=torch.float64, device=bias.device).expand(count, width, width) / count
     else:
         assert isinstance(fusion, Concatenation)
         slices, bias = fusion.slices[m:].double(), fusion.bias.double()

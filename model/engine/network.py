@@ -51,7 +51,7 @@ class Layer:
 
     def __call__(self, x: Tensor, cache: Cache, place: Place) -> Tensor:
         """`x (G * T, d)` -> the same; the words' keys and values are written to the cache on the way."""
-        groups, width = place.groups, x.shape[-1]
+        groups, width = len(place.slots), x.shape[-1]
         seen = self.words_in(_normalised(x)).view(groups, -1, 3, self.heads, width // self.heads)
         cache.write(self.number, seen[:, :, 1:], place)
         keys, values = cache.words_of(self.number, place)
@@ -115,6 +115,7 @@ class Network:
         self.position_embedding = (model.position_embedding.weight.double() * scale).to(like)
         self.layers = [Layer(layer, m, make) for m, layer in enumerate(model.decoder_layers, start=1)]
         self.shallow = [make(*shallow_share(model, m)) for m in range(1, max(tested) + 1)] if gated else []
+        self.shallow_width = (2 if config.exits == "deecap" else 1) * config.width if gated else 0
         self.averaged = gated and config.fusion == "average"
         self.deep = {m: DeepHalf(model, m, make, like) for m in tested} if config.exits == "deecap" else {}
         self.guess = (

@@ -117,6 +117,13 @@ def test_what_cannot_be_asked_is_said(command, asked, tmp_path, monkeypatch, wor
     assert not asked
 
 
+def test_a_gpu_that_is_not_there_is_said(command, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    result = command("bench", "--device", "cuda", "--no-peers")
+    assert result.exit_code == 2
+    assert "device cuda was asked for, but torch sees no GPU" in result.stderr
+
+
 def test_a_broken_photo_is_named(command, asked, photos):
     (photo,) = photos(30)
     photo.write_bytes(photo.read_bytes()[:40])

@@ -6,7 +6,9 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import pytest
+import torch
 from torch import Tensor
 
 from model.decoding.beam import Step
@@ -17,6 +19,23 @@ from model.engine.precision import choose_precision
 from model.exits import ExitPolicy
 
 FLOAT64 = choose_precision("cpu", "float64")
+KINDS = [
+    ("deecap", "concatenation"),
+    ("deecap", "average"),
+    ("shallow", "concatenation"),
+    ("shallow", "average"),
+    ("plain", "concatenation"),
+    ("final", "concatenation"),
+]
+POLICIES = [
+    ExitPolicy((1,)),
+    ExitPolicy((1, 2, 3)),
+    ExitPolicy((2,)),
+    ExitPolicy((1,), skipped="copied"),
+    ExitPolicy((1, 3), skipped="copied"),
+    ExitPolicy((1, 3), margin=0.1),
+    ExitPolicy((1, 2), skipped="copied", margin=-0.2),
+]
 
 
 @dataclass(frozen=True)
@@ -69,3 +88,15 @@ def entropies(model: DeeCap, memory: Tensor) -> list[float]:
     policy = ExitPolicy.every_layer(model.layers)
     found = [greedy_search(model, memory[None], [tau], policy).captions[0] for tau in (0.0, 1.0, math.inf)]
     return [step.entropy for steps in found for step in steps]
+
+
+def draw(model: DeeCap, random: np.random.Generator, count: int) -> list[Asked]:
+    """Requests of all sorts: thresholds near entropies that come up, beams, images of 1 to 6 regions, arrivals."""
+    requests = []
+    for _ in range(count):
+        regions = int(random.integers(1, 7))
+        memory = torch.from_numpy(random.normal(size=(regions, model.config.width)))
+        tau = float(random.choice([0.0, math.inf, *random.choice(entropies(model, memory), 4)]) + 1e-6)
+        beam = int(random.choice([1, 1, 1, 2, 3]))
+        requests.append(Asked(memory, tau if random.random() > 0.1 else 0.0, beam, int(random.integers(0, 8))))
+    return requests

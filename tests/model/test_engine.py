@@ -21,37 +21,9 @@ from model.engine.engine import Engine
 from model.engine.precision import choose_precision
 from model.exits import ExitPolicy
 from model.vocabulary import EOS
-from tests.model.engine_checks import FLOAT64, Asked, entropies, expected, run, same
+from tests.model.engine_checks import FLOAT64, KINDS, POLICIES, Asked, draw, expected, run, same
 
 MakeModel = Callable[..., DeeCap]
-KINDS = [
-    ("deecap", "concatenation"),
-    ("deecap", "average"),
-    ("shallow", "concatenation"),
-    ("shallow", "average"),
-    ("plain", "concatenation"),
-    ("final", "concatenation"),
-]
-POLICIES = [
-    ExitPolicy((1,)),
-    ExitPolicy((1, 2, 3)),
-    ExitPolicy((2,)),
-    ExitPolicy((1,), skipped="copied"),
-    ExitPolicy((1, 3), skipped="copied"),
-    ExitPolicy((1, 3), margin=0.1),
-    ExitPolicy((1, 2), skipped="copied", margin=-0.2),
-]
-
-
-def draw(model: DeeCap, random: np.random.Generator, count: int) -> list[Asked]:
-    requests = []
-    for _ in range(count):
-        regions = int(random.integers(1, 7))
-        memory = torch.from_numpy(random.normal(size=(regions, model.config.width)))
-        tau = float(random.choice([0.0, math.inf, *random.choice(entropies(model, memory), 4)]) + 1e-6)
-        beam = int(random.choice([1, 1, 1, 2, 3]))
-        requests.append(Asked(memory, tau if random.random() > 0.1 else 0.0, beam, int(random.integers(0, 8))))
-    return requests
 
 
 @pytest.mark.parametrize(("exits", "fusion"), KINDS)
@@ -63,7 +35,8 @@ def test_any_mix_of_requests_gives_each_what_the_plain_decoder_gives_it_alone(
     if exits == "final":
         policy = replace(policy, tested=(), margin=None)
     for seed in seeds:
-        model = make_model(exits, fusion, seed, exit_head=True, imitation_width=5)
+        no_repeats = policy.skipped == "copied"
+        model = make_model(exits, fusion, seed, exit_head=True, imitation_width=5, no_repeats=no_repeats)
         with torch.no_grad():
             if exits != "final":
                 model.exit_head.weight.mul_(3).add_(0.01)
