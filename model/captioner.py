@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from model.attention import attention_to_regions
 from model.batching import stack_regions
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError, revision_of_extractor
 from model.bundle import EXTRACTOR, Bundle, BundleError, load_bundle
@@ -93,6 +94,8 @@ class Captioner:
 
     def warm_up(self) -> None:
         """Captions a grey ramp at every tier: the first run of anything is slow, the decoder's graphs above all."""
+        if self._engine is not None:
+            self._engine.prepare()
         regions = self.look(Image.linear_gradient("L"))
         for tier in self.speeds.tiers:
             self.describe(regions, tier)
@@ -194,6 +197,31 @@ class Captioner:
         captions = [self._caption(steps, speed) for steps, speed in zip(decoded.captions, speeds, strict=True)]
         return captions, decoded.executed_rows
 
+    @torch.inference_mode()
+    def attention(self, regions: Regions, caption: Caption) -> tuple[tuple[float, ...], ...]:
+        """Where each of the caption's words looked: the weights of the regions, which sum to 1, in the layer that the
+        word left at, mean over its heads.
+
+        By the plain decoder with the bundle's weights: the engine, in another precision, may have looked a little
+        otherwise. At another time than the caption's words, and never needed for them.
+        """
+        if not caption.words:
+            return ()
+        features, boxes, _ = (part.to(self.device) for part in stack_regions([regions]))
+        threads = torch.get_num_threads()
+        torch.set_num_threads(1)  # for rows this few, threads that wait for one another take longer than one alone
+        try:
+            found = attention_to_regions(
+                self._model,
+                self._model.encode(features, boxes),
+                self.bundle.vocabulary.encode([word.text for word in caption.words]),
+                [word.exit_layer for word in caption.words],
+                copied=self.bundle.policy.skipped == "copied",
+            )
+        finally:
+            torch.set_num_threads(threads)
+        return tuple(tuple(row) for row in found.tolist())
+
     # Step by step, as a worker needs it -------------------------------------------------------------------------------
 
     @property
@@ -269,6 +297,16 @@ class Captioner:
             self._over.append((ticket, "deadline"))
         else:
             self._over.append((ticket, self._describe([asked.regions], [asked.speed], asked.beam)[0][0]))
+
+    def words_so_far(self, ticket: int, begin: int = 0) -> tuple[Word, ...]:
+        """The words decided so far of a caption in the making, from word `begin` on: the caption will begin with them.
+
+        None of a beam's, which are only known at its end, nor of the plain decoder's, which makes a caption in one
+        step; and none of what waits for its slots or is over.
+        """
+        if self._engine is None:
+            return ()
+        return tuple(self._word(step) for step in self._engine.words_so_far(ticket, begin))
 
     def finished(self) -> list[tuple[int, Caption | str]]:
         """The tickets that are over since the last call, in the order in which they were: each with its caption, or

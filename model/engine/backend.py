@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -41,6 +42,9 @@ class Backend(Protocol):
 
     def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
         """Regions `(B, R, F)` with boxes `(B, R, 4)`, `mask (B, R)` True where a region is -> memory `(B, R, d)`."""
+
+    def prepare(self, spans: Sequence[Span], copied: bool) -> None:
+        """Makes now what the first passes over these spans would make; with `copied` what `copy_up` needs too."""
 
     def admit(self, slots: list[int], memory: Tensor) -> None:
         """An image, memory `(R, d)`, for each of its captions' slots."""

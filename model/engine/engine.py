@@ -117,6 +117,10 @@ class Engine:
         """Whether `step` has anything to do."""
         return bool(self._running or self._waiting)
 
+    def prepare(self) -> None:
+        """Makes what would otherwise be made when it is first needed, which one caption would wait for."""
+        self._backend.prepare([*self._spans, *self._whole], self._copied)
+
     def encode(self, features: Tensor, boxes: Tensor, mask: Tensor) -> Tensor:
         """Regions `(B, R, F)` with boxes `(B, R, 4)`, `mask (B, R)` True where a region is -> memory `(B, R, d)`."""
         return self._backend.encode(features, boxes, mask)

@@ -109,6 +109,14 @@ class OnnxBackend:
         (memory,) = session.run(None, {**feeds, "mask": hidden})
         return torch.from_numpy(memory)
 
+    def prepare(self, spans: Sequence[Span], copied: bool) -> None:
+        for rows in (1, FEW_ROWS + 1):
+            for span in spans:
+                self._decoder(span, rows)
+                self._regions_session(span, rows)
+                if copied and span.first > 1:
+                    self._copy_up_session(span, rows)
+
     def admit(self, slots: list[int], memory: Tensor) -> None:
         count = len(memory)
         if count > self._regions_mask.shape[-1]:
@@ -127,9 +135,7 @@ class OnnxBackend:
         memory = self._memories[min(slots)]
         assert memory is not None
         count = len(memory)
-        key, how = ("regions", span.first, span.last), self._arithmetic(count)
-        session = self._session(key, how, lambda how: regions_graph(self._model, span, how))
-        keys, values = session.run(None, {"memory": memory})
+        keys, values = self._regions_session(span, count).run(None, {"memory": memory})
         layers = slice(span.first - 1, span.last)
         alike = {slot for slot in slots if self._memories[slot] is memory}
         for slot in alike:
@@ -158,9 +164,7 @@ class OnnxBackend:
                 self._lacking[last] = (lacking - moves.keys()) | still
 
     def copy_up(self, span: Span, slots: np.ndarray, words: np.ndarray) -> None:
-        how = self._arithmetic(len(slots))
-        session = self._session(("up", span), how, lambda how: copy_up_graph(self._model, span, how))
-        (both,) = session.run(None, {"state": self._states[slots, words]})
+        (both,) = self._copy_up_session(span, len(slots)).run(None, {"state": self._states[slots, words]})
         both = both.reshape(len(slots), -1, 2, self._heads, self._head_width)
         # numpy puts the axis of the two index arrays first, which is where `both` has it.
         self._words[span.first - 1 : span.last, :, slots, :, words] = both
@@ -282,6 +286,13 @@ class OnnxBackend:
     def _decoder(self, span: Span, rows: int) -> onnxruntime.InferenceSession:
         how = self._arithmetic(rows)
         return self._session(span, how, lambda how: decoder_graph(self._model, span, how, self._shallow_until))
+
+    def _regions_session(self, span: Span, regions: int) -> onnxruntime.InferenceSession:
+        key, how = ("regions", span.first, span.last), self._arithmetic(regions)
+        return self._session(key, how, lambda how: regions_graph(self._model, span, how))
+
+    def _copy_up_session(self, span: Span, words: int) -> onnxruntime.InferenceSession:
+        return self._session(("up", span), self._arithmetic(words), lambda how: copy_up_graph(self._model, span, how))
 
     def _session(
         self, key: Any, how: Arithmetic, graph: Callable[[Arithmetic], bytes], threads: int = 1

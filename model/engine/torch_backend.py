@@ -88,6 +88,9 @@ class TorchBackend:
         parameter = model.box_in.weight
         return model.encode(features.to(parameter), boxes.to(parameter), mask.to(parameter.device))
 
+    def prepare(self, spans: Sequence[Span], copied: bool) -> None:
+        """Nothing: buffers are as large as the first image wants them, and passes are made with them."""
+
     @torch.inference_mode()
     def admit(self, slots: list[int], memory: Tensor) -> None:
         if self._passes.cache.make_room(len(memory)):

@@ -36,6 +36,8 @@ differences paired. The paper's own figures are on MS COCO and compare with none
 
 _HOW = """## How to make a row
 
+<!-- not run: it takes hours and needs data -->
+
     deecap train --config tf-ee --data DATA --work work
     deecap experiment measure --config tf-ee --data DATA --work work
     deecap experiment all

@@ -252,6 +252,52 @@ def test_captions_made_step_by_step_are_those_of_describe(stepped: Captioner, se
     assert stepped.free == stepped.slots
 
 
+def test_words_so_far_are_those_of_the_caption(captioner: Captioner, seen: list[Regions]) -> None:
+    """Of several captions at once that begin and end at different steps; of a beam there are none."""
+    random = np.random.default_rng(1)
+    left = [(float(random.choice([0.0, 1.0, 2.0, 2.4])), int(random.choice([1, 1, 1, 3]))) for _ in range(24)]
+    beams: dict[int, int] = {}
+    heard: dict[int, list[Word]] = {}
+    captions: dict[int, Caption] = {}
+    partly = 0
+    while left or captioner.busy:
+        now, left = left[: (count := int(random.integers(0, 4)))], left[count:]
+        regions = [fewer(seen[0], int(random.integers(1, 82))) for _ in now]
+        speeds = [captioner.speeds.resolve(tau=tau) for tau, _ in now]
+        tickets = captioner.begin(regions, speeds, [beam for _, beam in now], [math.inf] * len(now)) if now else []
+        assert not any(captioner.words_so_far(ticket) for ticket in tickets)
+        beams |= {ticket: beam for ticket, (_, beam) in zip(tickets, now, strict=True)}
+        heard |= {ticket: [] for ticket in tickets}
+        captioner.step()
+        for ticket, outcome in captioner.finished():
+            assert isinstance(outcome, Caption)
+            captions[ticket] = outcome
+        for ticket in beams.keys() - captions.keys():
+            new = captioner.words_so_far(ticket, len(heard[ticket]))
+            heard[ticket] += new
+            assert captioner.words_so_far(ticket) == tuple(heard[ticket])
+            assert len(new) == (beams[ticket] == 1)
+            partly += len(new)
+    assert partly > 20
+    for ticket, caption in captions.items():
+        # All but what the last step said: the end, or the last word that there was room for.
+        last = len(caption.steps) - 1 if beams[ticket] == 1 else 0
+        assert tuple(heard[ticket]) == caption.steps[:last]
+        assert captioner.words_so_far(ticket) == ()
+    assert captioner.words_so_far(12345) == ()
+
+
+def test_the_plain_decoder_says_no_words_early(
+    captioner: Captioner, seen: list[Regions], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = plain_captioner(captioner, monkeypatch)
+    [ticket] = plain.begin([seen[0]], [plain.speeds.resolve()], [1], [math.inf])
+    assert plain.words_so_far(ticket) == ()
+    plain.step()
+    assert plain.words_so_far(ticket) == ()
+    assert len(plain.finished()) == 1
+
+
 def test_free_slots_count_the_width_of_beams(stepped: Captioner, seen: list[Regions]) -> None:
     assert stepped.slots >= 5  # the widest beam
     speed = stepped.speeds.resolve()

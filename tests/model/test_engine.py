@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import numpy as np
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor
@@ -215,3 +216,22 @@ def test_int8_is_near_float32_and_a_row_does_not_depend_on_its_neighbours(make_m
     assert loud == quiet
     assert abs(quiet.log_probability - exact.log_probability) < 0.3
     assert abs(quiet.entropy - exact.entropy) < 0.3
+
+
+@pytest.mark.parametrize("policy", [ExitPolicy((1,), "copied"), ExitPolicy((1, 3))], ids=lambda one: one.skipped)
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_a_prepared_engine_makes_no_graph_while_captions_wait(
+    make_model: MakeModel, monkeypatch: pytest.MonkeyPatch, policy: ExitPolicy, precision: str
+) -> None:
+    model = make_model(seed=1)
+    requests = draw(model, np.random.default_rng(0), 16)
+    engine = Engine(model, policy, choose_precision("cpu", precision), 8)
+    engine.prepare()
+    made: list[object] = []
+    make = onnxruntime.InferenceSession
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *given, **named: made.append(given) or make(*given))
+    run(engine, requests)
+    run(engine, requests[:1])
+    assert not made
+    run(Engine(model, policy, choose_precision("cpu", precision), 8), requests)
+    assert made, "an engine that was not prepared makes them as it goes"
