@@ -18,10 +18,11 @@ SERVE_READY := $(VENV)/ready-serve-$(EXTRA)
 TEST_READY := $(VENV)/ready-test-$(EXTRA)
 BENCH_READY := $(VENV)/ready-bench-$(EXTRA)
 LOADTEST_READY := $(VENV)/ready-loadtest-$(EXTRA)
+DOCS_READY := $(VENV)/ready-docs
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help serve test test-long bench loadtest
+.PHONY: help serve test test-long bench loadtest docs
 
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
@@ -29,6 +30,7 @@ help:
 	@echo "make test-long  what takes too long for every change: soak, thousands of cases"
 	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
 	@echo "make loadtest  install what is missing into .venv, find what the service holds, and write it to bench/load/"
+	@echo "make docs    install what is missing into .venv and write the documentation's site to build/site"
 	@echo "PYTHON=...   the Python (3.11 or later) that .venv is made with; default python3"
 
 serve: $(SERVE_READY)
@@ -49,6 +51,9 @@ bench: $(BENCH_READY)
 # Some minutes; `make loadtest LOADTEST="--scale 4"` takes longer and is surer. Every way: LOADTEST=--help.
 loadtest: $(LOADTEST_READY)
 	$(BIN)/python -m loadtests $(LOADTEST)
+
+docs: $(DOCS_READY)
+	$(BIN)/mkdocs build --strict
 
 $(BIN)/python:
 	@command -v $(PYTHON) >/dev/null || { echo "error: no '$(PYTHON)' here; install Python 3.11 or later, or say PYTHON=/path/to/python" >&2; exit 1; }
@@ -71,6 +76,10 @@ $(BENCH_READY): pyproject.toml | $(BIN)/python
 $(LOADTEST_READY): pyproject.toml | $(BIN)/python
 	$(call install,$(EXTRA)$(comma)loadtest)
 	@touch $@ $(SERVE_READY)
+
+$(DOCS_READY): pyproject.toml | $(BIN)/python
+	$(call install,docs)
+	@touch $@
 
 comma := ,
 define install

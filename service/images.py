@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 from dataclasses import dataclass
 from io import BytesIO
@@ -18,6 +19,9 @@ _BMP_HEADERS = {12, 16, 40, 52, 56, 64, 108, 124}
 _MAX_SCANS = 100
 # A marker that a length follows; the others are fill, stuffed zero, TEM, restarts and SOI (ITU-T T.81, B.1).
 _JPEG_MARKER = re.compile(rb"\xff([^\x00\x01\xff\xd0-\xd8])", re.DOTALL)
+# What the event loop looks at itself: a JPEG of up to 64 kB whose tables are short and few, as those of the web are, in
+# 0.03 ms and at worst 1. A thread and back takes 0.1 ms alone, and its turn among others. Made-up tables take 100 ms.
+_INLINE_BYTES, _INLINE_TABLES, _INLINE_SEGMENTS = 65_536, 8_192, 32
 _TILE_WIDTH, _TILE_LENGTH = 322, 323  # TIFF 6.0, section 15
 
 
@@ -52,6 +56,14 @@ def sniff(data: bytes) -> str | None:
 def check_header(data: bytes, limits: ImageLimits) -> None:
     """Raises `Problem` unless this is an image of a known format and an allowed size. Decodes no pixels."""
     _open(data, limits).close()
+
+
+async def check_header_aside(data: bytes, limits: ImageLimits) -> None:
+    """`check_header`, in a thread unless it takes less time than the way there and back."""
+    if _is_quick(data):
+        check_header(data, limits)
+    else:
+        await asyncio.to_thread(check_header, data, limits)
 
 
 def decode(data: bytes, limits: ImageLimits) -> Image.Image:
@@ -118,6 +130,21 @@ def _scans(data: bytes) -> int:
         scans += marker[1] == b"\xda"
         at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
     return scans
+
+
+def _is_quick(data: bytes) -> bool:
+    """Whether it is a small JPEG with an ordinary header."""
+    if len(data) > _INLINE_BYTES or sniff(data) != "JPEG":
+        return False
+    at = 2
+    for _ in range(_INLINE_SEGMENTS):
+        marker = _JPEG_MARKER.search(data, at, _INLINE_TABLES)
+        if marker is None:
+            return False
+        if marker[1] == b"\xda":
+            return True
+        at = marker.end() + int.from_bytes(data[marker.end() : marker.end() + 2], "big")
+    return False
 
 
 def _plain(image: Image.Image) -> Image.Image:

@@ -1,14 +1,20 @@
-"""What travels between a front and a worker: a job, its reply, what a worker says of itself; and their wire form."""
+"""What travels between a front and a worker: a job, its words and reply, what a worker says of itself; wire forms.
+
+The other side may be of another version: `from_wire` passes over fields that it does not know, and what is added here
+must have a default. `from_wire` raises `ValueError` for what cannot be read.
+"""
 
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
 from model.caption import Caption, Word
 from model.exits import ResolvedSpeed, SpeedTable
+from service import wire
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")  # the more urgent first
@@ -28,16 +34,25 @@ class Job:
     deadline: float  # by the broker's clock, seconds since 1970
     request_id: str = ""  # for the worker's log
     traceparent: str = ""  # W3C trace context, for the worker's log
+    min_speed: float | None = None  # SpeedUp; with max_speed: what the client allows under load
+    max_speed: float | None = None
+    attention: bool = False  # where its words looked is wanted too
+    stream: bool = False  # its words are told as they are decided, as `Progress`
+    kept: float = 0.0  # seconds that its outcome can be found; 0: as long as resubmission needs it, a minute
+    note: str = ""  # of the front that submitted it first, kept with the outcome: `Found.note`; workers pass it over
 
     def to_wire(self) -> dict[str, bytes]:
         """The image as it is, all else as JSON."""
-        said = {name: value for name, value in asdict(self).items() if name != "image"}
+        said = {name: value for name, value in wire.changed(self).items() if name != "image"}
         return {"job": json.dumps(said).encode(), "image": self.image}
 
     @classmethod
     def from_wire(cls, fields: Mapping[str, bytes]) -> Job:
-        """Raises `ValueError`, `KeyError` or `TypeError` for what is no job."""
-        return cls(image=fields["image"], **json.loads(fields["job"]))
+        job = wire.read(cls, {**_object(fields["job"]), "image": fields["image"]})
+        numbers = (job.speed, job.tau, job.deadline, job.min_speed, job.max_speed, job.kept)
+        if not all(math.isfinite(number) for number in numbers if isinstance(number, float)):
+            raise ValueError("a job's numbers must be finite")
+        return job
 
 
 @dataclass(frozen=True)
@@ -59,6 +74,8 @@ class Answer:
     timings: Timings
     model: str
     revision: str
+    asked: ResolvedSpeed | None = None  # what the client asked for, where load moved the speed: `caption.speed` is used
+    attention: tuple[tuple[float, ...], ...] | None = None  # of each word, the weights of the regions; where asked for
 
 
 @dataclass(frozen=True)
@@ -80,14 +97,34 @@ class Reply:
 
     def to_wire(self) -> bytes:
         kind = "answer" if isinstance(self.outcome, Answer) else "refusal"
-        return json.dumps({"id": self.job_id, "worker": self.worker, kind: asdict(self.outcome)}).encode()
+        # `vars` of each record within: `asdict` copies every box and takes ten times as long.
+        return json.dumps({"id": self.job_id, "worker": self.worker, kind: self.outcome}, default=vars).encode()
 
     @classmethod
     def from_wire(cls, data: bytes) -> Reply:
-        """Raises `ValueError`, `KeyError` or `TypeError` for what is no reply."""
-        said = json.loads(data)
-        outcome = _answer(said["answer"]) if "answer" in said else Refusal(**said["refusal"])
-        return cls(said["id"], outcome, said["worker"])
+        said = _object(data)
+        kinds: Mapping[str, type[Answer | Refusal]] = {"answer": Answer, "refusal": Refusal}
+        found = [wire.read(kind, said[name]) for name, kind in kinds.items() if name in said]
+        if len(found) != 1 or not isinstance(said.get("id"), str):
+            raise ValueError("a reply has an id, and an answer or a refusal")
+        return cls(said["id"], found[0], str(said.get("worker", "")))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Words decided since the last one, of a job with `stream`."""
+
+    job_id: str
+    attempt: int  # of the delivery: a later attempt begins again at word 0
+    begin: int  # place in the caption of the first of `words`
+    words: tuple[Word, ...]
+
+    def to_wire(self) -> bytes:
+        return json.dumps(asdict(self)).encode()
+
+    @classmethod
+    def from_wire(cls, data: bytes) -> Progress:
+        return wire.read(cls, _object(data))
 
 
 @dataclass(frozen=True)
@@ -119,10 +156,7 @@ class WorkerState:
 
     @classmethod
     def from_wire(cls, data: bytes) -> WorkerState:
-        """Raises `ValueError`, `KeyError` or `TypeError` for what is none."""
-        said = json.loads(data)
-        model = {**said["model"], "speeds": SpeedTable.from_json(said["model"]["speeds"])}
-        return cls(**{**said, "model": ModelInfo(**model)})
+        return wire.read(cls, _object(data))
 
 
 @dataclass(frozen=True)
@@ -137,9 +171,9 @@ class QueueState:
     workers: tuple[WorkerState, ...] = field(default=())  # those whose heart beats
 
 
-def _answer(said: dict[str, Any]) -> Answer:
-    caption = said["caption"]
-    steps = tuple(Word(**step) for step in caption["steps"])
-    made = Caption(steps, ResolvedSpeed(**caption["speed"]), caption["layers"])
-    boxes = tuple((float(x0), float(y0), float(x1), float(y1)) for x0, y0, x1, y1 in said["boxes"])
-    return Answer(made, boxes, Timings(**said["timings"]), said["model"], said["revision"])
+def _object(data: bytes) -> dict[str, Any]:
+    """Raises `ValueError` for what is no JSON object."""
+    said = json.loads(data)
+    if not isinstance(said, dict):
+        raise ValueError(f"must be a JSON object, not {type(said).__name__}")
+    return said

@@ -75,6 +75,12 @@ class Quota:
         self._buckets[name] = (left, now)
         return 0 if missing <= 0 else max(1, math.ceil(missing / rate))
 
+    def give_back(self, name: str, count: int) -> None:
+        """Tokens that were taken for what the service then could not do."""
+        if name in self._buckets:
+            left, then = self._buckets[name]
+            self._buckets[name] = (min(self._per_minute, left + count), then)
+
 
 def read_keys(settings: Settings) -> ApiKeys:
     """The keys of the settings and of the file that they name.

@@ -11,6 +11,7 @@ from prometheus_client.registry import Collector
 from service.errors import KINDS
 from service.front import Front
 from service.jobs import PRIORITIES, QueueState
+from service.uploads import Uploads
 
 # Close together where captions are, and an edge at each promise: 0.1 s and 0.25 s. The last is the usual deadline.
 SECONDS = (
@@ -24,14 +25,17 @@ REJECTED = frozenset(code for code, kind in KINDS.items() if kind.status in (400
 class Metrics:
     """One front's metrics, in a registry of their own so that several apps can live in one process."""
 
-    def __init__(self, front: Front) -> None:
+    def __init__(self, front: Front, uploads: Uploads) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)
         self.registry.register(QueueCollector(front))
         self.in_flight = Gauge("deecap_requests_in_flight", "Requests being answered.", registry=self.registry)
+        held = Gauge("deecap_uploads_bytes", "Of request bodies that this front holds.", registry=self.registry)
+        held.set_function(lambda: uploads.held)
         self._requests = Histogram(
             "deecap_request_duration_seconds",
-            "From a request's headers to the end of its answer. `outcome` is ok, the problem's code, or cancelled.",
+            "From a request's headers to the end of its answer. `outcome` is ok, accepted (202, for later), the "
+            "problem's code, or cancelled.",
             ["route", "speed", "outcome"],
             buckets=SECONDS,
             registry=self.registry,
@@ -39,13 +43,26 @@ class Metrics:
         self._rejections = Counter(
             "deecap_rejections",
             "Requests to do something (POST) that were refused, by the problem's code: at fault, over a limit, or not "
-            "to be served now.",
+            "to be served now; and what was sent and is no request.",
             ["reason"],
+            registry=self.registry,
+        )
+        self._batch_images = Counter(
+            "deecap_batch_images",
+            "Photos of requests to `/v1/captions`. `outcome` is ok or the problem's code; the request itself is ok.",
+            ["outcome"],
             registry=self.registry,
         )
         self._disconnects = Counter(
             "deecap_disconnects", "Requests whose client hung up before the answer.", registry=self.registry
         )
+
+    def batch_image_done(self, outcome: str) -> None:
+        self._batch_images.labels(outcome).inc()
+
+    def refused(self, code: str) -> None:
+        """What was sent came to no request."""
+        self._rejections.labels(code).inc()
 
     def request_done(self, method: str, route: str, speed: str, outcome: str, seconds: float, request_id: str) -> None:
         exemplar = {"request_id": request_id} if len(request_id) <= LONGEST_EXEMPLAR_ID else None
@@ -70,16 +87,16 @@ class QueueCollector(Collector):
         yield GaugeMetricFamily("deecap_captions_under_way", "Captions that requests wait for.", front.under_way)
         yield CounterMetricFamily(
             "deecap_resubmissions",
-            "Jobs submitted again: after the store was lost, or since they took long.",
+            "Jobs submitted again, since the store did not know them any more.",
             front.resubmitted,
         )
         yield CounterMetricFamily("deecap_store_losses", "Times that the store was lost.", front.store_losses)
         late = CounterMetricFamily(
             "deecap_deadline_misses",
-            "Captions that were late. `place` is front (its own clock) or worker (told so by worker or queue).",
+            "Captions that were late. `place` is where the photo was: front, queue or worker.",
             labels=["place"],
         )
-        for place in ("front", "worker"):
+        for place in ("front", "queue", "worker"):
             late.add_metric([place], front.late.get(place, 0))
         yield late
         state = front.state

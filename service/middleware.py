@@ -12,8 +12,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import printable, problem_response
-from service.keys import ApiKeys
+from service.errors import KINDS, printable, problem_response
+from service.keys import ApiKeys, Quota
 from service.logs import ACCESS, RequestIds, current, fields
 from service.metrics import Metrics
 from service.trace import trace_id
@@ -26,7 +26,7 @@ access = logging.getLogger(ACCESS)
 _SAFE_ID = re.compile(r"[A-Za-z0-9._:~+/=@-]{1,128}")
 # Their good answers would bury the rest of the log.
 PROBES = frozenset({"/livez", "/readyz", "/startupz", "/metrics", "/v2/health/live", "/v2/health/ready"})
-PAGES = frozenset({"/", "/docs", "/openapi.json"})  # how to ask; the pages of `/problems/` are open too
+PAGES = frozenset({"/", "/docs", "/openapi.json"})  # how to ask; what is in `/web/` and `/problems/` is open too
 
 
 class CannotSendError(Exception):
@@ -36,11 +36,16 @@ class CannotSendError(Exception):
 class Envelope:
     """Pure ASGI, outermost: sets `request_id`, `traceparent` ("" for none that is valid; with tracing, that of its own
     span) and `arrived` (time.monotonic(), seconds) in the request's state; counts the request and logs its one line.
+
+    At the end the request's `upload` counts no more, and what it was `charged` is given back where the service
+    could not serve it (503).
+    HEAD is answered as GET; the server below leaves the body out.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, tracing: Tracing | None = None) -> None:
+    def __init__(self, app: ASGIApp, metrics: Metrics, quota: Quota, tracing: Tracing | None = None) -> None:
         self._app = app
         self._metrics = metrics
+        self._quota = quota
         self._tracing = tracing
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -59,12 +64,10 @@ class Envelope:
             span = self._tracing.request(scope["method"], traceparent, headers.get("tracestate", ""))
             traced, traceparent = span.trace_id, span.traceparent
         # A dict of its own: the server shares one between all requests.
-        state = scope["state"] = {
-            **scope.get("state", {}),
-            "request_id": request_id,
-            "traceparent": traceparent,
-            "arrived": arrived,
-        }
+        state = {**scope.get("state", {}), "request_id": request_id, "traceparent": traceparent, "arrived": arrived}
+        asked = scope["method"]
+        # A copy of the scope, too: the server looks into its own for HEAD.
+        scope = {**scope, "state": state, "method": "GET" if asked == "HEAD" else asked}
         status = 0
 
         async def send_with_id(message: Message) -> None:
@@ -94,13 +97,18 @@ class Envelope:
                 detail = "Something went wrong here; the request id finds it in the log."
                 await problem_response(Request(scope), "internal", detail)(scope, receive, send_with_id)
         finally:
-            self._done(scope, status, time.monotonic() - arrived, span)
+            self._done(scope, asked, status, time.monotonic() - arrived, span)
             current.reset(ids)
 
-    def _done(self, scope: Scope, status: int, seconds: float, span: RequestSpan | None) -> None:
-        state, method = scope["state"], scope["method"]
+    def _done(self, scope: Scope, method: str, status: int, seconds: float, span: RequestSpan | None) -> None:
+        state = scope["state"]
+        if (upload := state.get("upload")) is not None:
+            upload.close()
         route = getattr(scope.get("route"), "path", "unmatched")
         outcome = state.get("outcome", "ok")
+        # Not by the status alone: a stream has told 200 by then.
+        if "charged" in state and outcome in KINDS and KINDS[outcome].status == 503:
+            self._quota.give_back(state["key"], state["charged"])
         speed = state.get("speed", "none")
         self._metrics.request_done(method, route, speed, outcome, seconds, state["request_id"])
         if span is not None:
@@ -136,7 +144,7 @@ class KeyGuard:
         name = None if presented is None else self._keys.find(presented)
         if name is not None:
             scope["state"]["key"] = name
-        elif not (scope["path"] in self._open or scope["path"].startswith("/problems/")):
+        elif not (scope["path"] in self._open or scope["path"].startswith(("/problems/", "/web/"))):
             what = "There is none in this request" if presented is None else "The one in this request is not known"
             challenge = 'Bearer realm="deecap"' + ("" if presented is None else ', error="invalid_token"')
             detail = f"{what}: send Authorization: Bearer <key>, or X-API-Key: <key>."

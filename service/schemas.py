@@ -11,7 +11,6 @@ from service.errors import Problem, printable
 from service.jobs import Priority
 
 _SPEED = f"{', '.join(TIERS)}, or a number from 1 to the end of the table in `/v1/speeds`"
-_RESERVED = "Reserved: validated, no effect yet."
 
 
 def _no_boolean(value: object) -> object:
@@ -38,6 +37,9 @@ class CaptionOptions(BaseModel):
         1, ge=1, le=5, description="Beam width. The speed table was measured with 1."
     )
     regions: bool = Field(False, description="Whether to answer with the regions that were looked at.")
+    attention: bool = Field(
+        False, description="Whether to answer with where each word looked: one more pass of the decoder."
+    )
     timeout_ms: Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)] | None = Field(
         None,
         description="Milliseconds from the request's arrival until 504; at most, and by default, the "
@@ -49,13 +51,26 @@ class CaptionOptions(BaseModel):
         description="`interactive` goes first. `batch` waits in a longer queue and gets one place in eight while "
         "interactive photos keep coming.",
     )
-    min_speed: Speed | None = Field(None, description=f"Lowest speed under load: {_SPEED}. {_RESERVED}")
-    max_speed: Speed | None = Field(None, description=f"Highest speed under load: {_SPEED}. {_RESERVED}")
+    min_speed: Speed | None = Field(
+        None,
+        description=f"The lowest speed that may be given: {_SPEED}. Where no `speed` is asked for, the default is "
+        "raised to it.",
+        examples=["balanced"],
+    )
+    max_speed: Speed | None = Field(
+        None,
+        description=f"The highest speed that may be given: {_SPEED}. The answer comes at `speed`, and, while more "
+        "photos wait than can be captioned in time, at up to this one; `speed.moved_by_load` then says so. Without it "
+        "load moves nothing.",
+        examples=["turbo"],
+    )
 
     @model_validator(mode="after")
     def _speed_or_tau(self) -> CaptionOptions:
         if self.speed is not None and self.tau is not None:
             raise ValueError("give speed or tau, not both")
+        if self.tau is not None and (self.min_speed is not None or self.max_speed is not None):
+            raise ValueError("tau is exact: min_speed and max_speed go with a speed")
         return self
 
 
@@ -95,10 +110,16 @@ class SpeedOut(BaseModel):
     tier: str | None = Field(description="The tier's name, where one was asked for.")
     tau: float = Field(description="The entropy threshold used, nats.")
     promised: float = Field(description="SpeedUp measured at this tau on validation data, greedy.")
+    moved_by_load: bool = Field(
+        False,
+        description="Whether `tau` and `promised` are not those of the asked speed: many photos waited, and "
+        "`max_speed` allowed a higher one.",
+    )
 
 
 class TimingsOut(BaseModel):
-    """Milliseconds. `total` is from the request's arrival and holds its upload too."""
+    """Milliseconds. `total` is from the request's arrival and holds its upload too; of an asynchronous job it is the
+    sum of the others."""
 
     queue: float
     decode_image: float
@@ -132,6 +153,24 @@ class CaptionOut(BaseModel):
     model: ModelName
     request_id: str
     regions: list[RegionOut] | None = Field(None, description="Only there when asked for.")
+    attention: list[list[float]] | None = Field(
+        None,
+        description="Only there when asked for: of each word, the weights of the regions in the layer that it left at, "
+        "mean over the heads. A row's sum is 1, but for rounding.",
+    )
+
+
+class WordEventOut(WordOut):
+    """The event `word`: one more word is decided."""
+
+    index: int = Field(ge=0, description="Its place in the caption, from 0.")
+    attempt: int = Field(ge=1, description="Grows where the caption had to be begun again: see the event `restart`.")
+
+
+class RestartEventOut(BaseModel):
+    """The event `restart`: the words so far are void, since another worker begins the caption again at index 0."""
+
+    attempt: int = Field(ge=1)
 
 
 class TierOut(BaseModel):
@@ -195,6 +234,35 @@ class ProblemOut(BaseModel):
     detail: str = Field(description="What is wrong with this request.")
     code: str = Field(description="For programs; never changes.")
     request_id: str = Field(description="Also in the header X-Request-ID and in the service's log.")
+
+
+class BatchItemOut(BaseModel):
+    """What became of one photo: a caption or a problem."""
+
+    index: int = Field(ge=0, description="The photo's place in the request, from 0.")
+    status: int = Field(description="As if it had been asked for alone: 200, or that of the problem.")
+    caption: CaptionOut | None
+    problem: ProblemOut | None
+    retry_after: int | None = Field(
+        None, description="Seconds until it is worth another try, where the problem passes (429, 503)."
+    )
+
+
+class BatchOut(BaseModel):
+    """What became of each photo, in the order of the request."""
+
+    results: list[BatchItemOut]
+    request_id: str
+
+
+class JobOut(BaseModel):
+    """An asynchronous job."""
+
+    id: str
+    state: Literal["queued", "running", "done", "failed"]
+    position: int | None = Field(None, ge=0, description="While `queued`: photos before it, where that is known.")
+    result: CaptionOut | None = Field(None, description="Where the state is `done`.")
+    problem: ProblemOut | None = Field(None, description="Where the state is `failed`.")
 
 
 class ProblemKindOut(BaseModel):

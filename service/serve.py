@@ -10,16 +10,20 @@ import socket
 import sys
 import time
 import warnings
+from functools import partial
 from types import FrameType
+from typing import cast
 
 import uvicorn
 
 from service import logs
 from service.app import create_app
+from service.connection import Connection
 from service.front import Front
 from service.listening import listen
 from service.routes.context import Context
 from service.settings import MEMORY, Settings, without_password
+from service.settled import settled
 
 log = logging.getLogger(__name__)
 
@@ -41,26 +45,31 @@ def serve(settings: Settings) -> None:
         failed = True
         server.should_exit = True
 
-    app = create_app(settings, on_failure=on_failure)
+    app = create_app(settings, on_failure=on_failure, on_loaded=settled)
     logs.set_up(settings)
     # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    context = Context.of(app)
     config = uvicorn.Config(
         app,
+        # Each connection gets one of these; uvicorn's types know classes alone.
+        http=cast("type[asyncio.Protocol]", partial(Connection, on_refusal=context.metrics.refused)),
         host=settings.host,
         port=settings.port,
         server_header=False,
         log_config=None,
         access_log=False,
         ws="none",
+        proxy_headers=False,  # nobody here asks for the client's address
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
     )
-    server = DrainingServer(config, Context.of(app).front, settings.drain_timeout_s)
+    server = DrainingServer(config, context.front, settings.drain_timeout_s)
     listening = listen(config, "--port or DEECAP_PORT")
     for number in (signal.SIGTERM, signal.SIGINT):  # until the server takes them over, there is nothing to finish
         signal.signal(number, lambda *_: sys.exit(0))
     log.info("settings", extra=logs.fields(**settings.redacted()))
     print(_welcome(settings, listening.getsockname()[1]), flush=True)
+    settled()
     server.run(sockets=[listening])
     if failed:
         raise SystemExit(1)

@@ -7,7 +7,7 @@ import os
 import re
 from importlib.resources import files
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, Self
 from urllib.parse import parse_qsl, urlencode, urlsplit, urlunsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
@@ -22,6 +22,8 @@ _SERVICE_LINK = re.compile(r"DEECAP_(SERVICE_(HOST|PORT).*|PORT_\d+_(TCP|UDP).*)
 # What our own client reads (service/client): on one machine with a server they must not stop it. Not DEECAP_API_KEY,
 # which is too near to DEECAP_API_KEYS: mistaken for that, it would leave a server open to everybody.
 _OF_CLIENTS = frozenset({"DEECAP_CLIENT_URL", "DEECAP_CLIENT_KEY"})
+
+_ORIGIN = re.compile(r"https?://[^/\s?#@*]+")  # scheme, host and perhaps port: no path, RFC 6454
 
 
 class SettingsError(ValueError):
@@ -89,6 +91,13 @@ class Settings(BaseSettings):
         ge=1_000,
         description="Largest request body. 20 MB takes camera JPEGs of any size; base64 makes a photo a third larger.",
     )
+    max_uploads_bytes: int = Field(
+        268_435_456,
+        ge=1_000,
+        description="Bytes of all request bodies together that one front holds, from their arrival to the answer; "
+        "beyond it more are refused with 503. At least the largest body. 256 MiB are twelve of those and thousands of "
+        "usual photos.",
+    )
     max_pixels: int = Field(
         50_000_000,
         ge=1_000,
@@ -98,6 +107,14 @@ class Settings(BaseSettings):
     )
     max_images: int = Field(
         16, ge=1, le=256, description="Photos in one request, where it may hold several (`/v2`). All must fit its body."
+    )
+    max_batch_images: int = Field(
+        32, ge=1, le=256, description="Photos in one request to `/v1/captions`, each within DEECAP_MAX_BODY_BYTES."
+    )
+    max_batch_bytes: int = Field(
+        64_000_000,
+        ge=1_000,
+        description="Largest body of such a request: 32 photos of 2 MB. A front holds it twice while it reads it.",
     )
     min_side: int = Field(
         8, ge=1, description="Shortest side in pixels. Below 8 there is nothing to see, and a caption would be made up."
@@ -112,10 +129,19 @@ class Settings(BaseSettings):
         256, ge=1, description="The same for priority `batch`, whose clients can wait longer."
     )
     worker_timeout_s: float = Field(
-        5.0, gt=0, description="Seconds without a heartbeat after which a worker is dead and others get its photos."
+        5.0,
+        ge=1.0,
+        description="Seconds without a heartbeat after which a worker is dead and others get its photos. A heart beats "
+        "every 0.2 s, and not during a look: at least 1, and twice the longest look at DEECAP_LOOK_BATCH photos.",
     )
     tries: int = Field(
         3, ge=1, le=10, description="Workers that one photo may kill before it is refused as `poison` and put aside."
+    )
+    target_wait_ms: float = Field(
+        150.0,
+        gt=0,
+        description="Milliseconds in the queue above which photos whose clients gave `max_speed` are captioned faster. "
+        "150 is about what a caption itself takes.",
     )
     hang_timeout_s: float = Field(
         20.0,
@@ -136,6 +162,15 @@ class Settings(BaseSettings):
         description="Milliseconds a request may take, and the most that its `timeout_ms` may ask for. "
         "30 s is what many proxies allow.",
     )
+    job_timeout_s: float = Field(
+        600.0,
+        gt=0,
+        description="Seconds that an asynchronous job may take (`Prefer: respond-async`), and the most that its "
+        "`timeout_ms` may ask for. Nobody holds a connection for it: long enough for a crowd to pass.",
+    )
+    job_kept_s: float = Field(
+        3600.0, gt=0, description="Seconds that what became of such a job can be asked for, at `/v1/jobs/{id}`."
+    )
     api_keys: SecretStr = Field(
         SecretStr(""),
         description="Keys that may caption, `key` or `name:key`, separated by commas. The name goes into the logs. "
@@ -149,6 +184,11 @@ class Settings(BaseSettings):
         ge=0,
         description="Captions that each key may ask each front for per minute, all at once if it likes; more get 429. "
         "0, or no keys: no quota.",
+    )
+    cors_origins: str = Field(
+        "",
+        description="Origins whose pages may ask this service from a browser, separated by commas: "
+        "`https://example.org`; `*` for all. Empty: none but its own.",
     )
     open_probes: bool = Field(
         True,
@@ -194,27 +234,57 @@ class Settings(BaseSettings):
             )
         return value
 
-    @model_validator(mode="before")
+    @field_validator("cors_origins")
     @classmethod
-    def _no_unknown_names(cls, data: Any) -> Any:
-        # pydantic-settings looks up the names it knows and never sees the misspelt ones.
-        known = {PREFIX + name.upper() for name in cls.model_fields}
-        for name in sorted(set(os.environ) - _OF_CLIENTS):
-            if name.startswith(PREFIX) and name not in known and not _SERVICE_LINK.fullmatch(name):
-                near = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
-                raise ValueError(f"{name} is no setting; the nearest is {near}")
-        return data
+    def _origins(cls, value: str) -> str:
+        for origin in read_origins(value):
+            if origin != "*" and not _ORIGIN.fullmatch(origin):
+                raise ValueError(f"{origin} is no origin: https://example.org, with a port where it has one, or *")
+        return value
+
+    @model_validator(mode="after")
+    def _a_cache_of_its_own(self) -> Self:
+        if self.redis_cache and self.broker != MEMORY and _server(self.redis_cache) == _server(self.broker):
+            raise ValueError(
+                "DEECAP_REDIS_CACHE: must not be the Redis of DEECAP_BROKER: a full cache would push out jobs. "
+                "It needs an instance of its own; another database of the same one shares its memory"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _room_for_one(self) -> Self:
+        largest = max(self.max_body_bytes, self.max_batch_bytes)
+        if self.max_uploads_bytes < largest:
+            raise ValueError(
+                f"DEECAP_MAX_UPLOADS_BYTES: must be {largest} at least, the larger of DEECAP_MAX_BODY_BYTES and "
+                "DEECAP_MAX_BATCH_BYTES"
+            )
+        return self
 
     @classmethod
     def load(cls, **overrides: Any) -> Settings:
         """The environment's settings, with `overrides` (those not None) on top.
 
-        Raises `SettingsError` that names every setting that is wrong.
+        Raises `SettingsError` that names every setting that is wrong, and every name that is none.
         """
+        wrong = cls._unknown_names()
         try:
-            return cls(**{name: value for name, value in overrides.items() if value is not None})
+            settings = cls(**{name: value for name, value in overrides.items() if value is not None})
         except ValidationError as error:
-            raise SettingsError("; ".join(_in_words(each) for each in error.errors())) from error
+            raise SettingsError("; ".join(wrong + [_in_words(each) for each in error.errors()])) from error
+        if wrong:
+            raise SettingsError("; ".join(wrong))
+        return settings
+
+    @classmethod
+    def _unknown_names(cls) -> list[str]:
+        """What is wrong with the environment's names: pydantic-settings never sees those that it does not look up."""
+        known = sorted(PREFIX + name.upper() for name in cls.model_fields)
+        return [
+            f"{name} is no setting; the nearest is {difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]}"
+            for name in sorted(set(os.environ) - _OF_CLIENTS - set(known))
+            if name.startswith(PREFIX) and not _SERVICE_LINK.fullmatch(name)
+        ]
 
     @property
     def depths(self) -> dict[Priority, int]:
@@ -225,6 +295,18 @@ class Settings(BaseSettings):
         """Every setting by its name in the environment, fit for a log: no key and no password."""
         shown = {PREFIX + name.upper(): _shown(getattr(self, name)) for name in type(self).model_fields}
         return {name: without_password(value) if "://" in value else value for name, value in shown.items()}
+
+
+def read_origins(text: str) -> list[str]:
+    """Of `DEECAP_CORS_ORIGINS`."""
+    return [origin for origin in map(str.strip, text.split(",")) if origin]
+
+
+def _server(url: str) -> tuple[str, int]:
+    """Host and port of a Redis: its databases share one memory, whatever the user."""
+    parts = urlsplit(url)
+    host = (parts.hostname or "localhost").rstrip(".")
+    return "127.0.0.1" if host == "localhost" else host, parts.port or 6379
 
 
 def without_password(url: str) -> str:

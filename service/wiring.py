@@ -10,8 +10,10 @@ from service.broker.base import WorkerBroker
 from service.broker.redis import RedisBroker
 from service.feature_cache import FeatureCache, MemoryFeatureCache, RedisFeatureCache
 from service.images import ImageLimits
-from service.model_thread import ModelThread, StepwiseCaptioner, bundle_loader
+from service.model_thread import ModelThread
+from service.patience import Patience
 from service.settings import Settings
+from service.stepwise import StepwiseCaptioner, bundle_loader
 from service.tracing import Tracing
 from service.worker import Worker
 from service.worker_metrics import WorkerMetrics
@@ -28,14 +30,17 @@ def make_worker(
     settings' bundle. Where the model hangs it ends the process, for a supervisor to start it again.
     """
     metrics = WorkerMetrics(registry)
+    patience = Patience(settings.worker_timeout_s, settings.hang_timeout_s)
+    patience.compare()
     return Worker(
         broker,
-        ModelThread(load or bundle_loader(settings), metrics, settings.look_batch),
+        ModelThread(load or bundle_loader(settings), metrics, settings.look_batch, patience=patience),
         ImageLimits(settings.max_pixels, settings.min_side),
         make_cache(settings, metrics),
         metrics,
         hang_seconds=settings.hang_timeout_s,
         drain_seconds=settings.drain_timeout_s,
+        target_wait=settings.target_wait_ms / 1000,
         tracing=tracing,
     )
 

@@ -5,78 +5,41 @@ Invariants:
 - Every delivered job ends in exactly one of: answered, given back, cancelled (given back too: nobody wants it).
 - At most `look_ahead` jobs are in hand whose words are not being made yet; the rest stays with the broker, for others.
 - The heart beats only while the model thread gets on with its work.
+- The words of a job that streams are told before its answer, and never after.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import hashlib
 import logging
 import os
 import secrets
 import socket
 import time
-from collections.abc import Callable, Coroutine, Iterable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterable
 
-import numpy as np
-
-from model.exits import ResolvedSpeed, UnknownSpeedError
-from model.threads import available_cores
 from service.broker.base import BrokerError, BrokerLostError, Delivery, WorkerBroker
-from service.errors import Problem
-from service.feature_cache import FeatureCache, cache_key
-from service.images import ImageLimits, decode
-from service.jobs import Answer, Box, Job, ModelInfo, Refusal, Reply, Timings, WorkerState
+from service.caption_maker import CaptionMaker
+from service.feature_cache import FeatureCache
+from service.images import ImageLimits
+from service.job_in_hand import INTERNAL, Hand, Outcomes, trace_job
+from service.jobs import Answer, ModelInfo, Refusal, Reply, WorkerState
 from service.logs import RequestIds, current
-from service.model_thread import LateError, Made, ModelThread, Span, Work
+from service.model_thread import ModelThread
+from service.outage import Outage, pauses
+from service.speed_control import LoadLevel
 from service.trace import trace_id
 from service.tracing import Tracing
+from service.word_teller import WordTeller
 from service.worker_metrics import WorkerMetrics
 
 log = logging.getLogger(__name__)
 
+BEAT_SECONDS = 0.2  # between heartbeats: the shortest timeout that the settings allow spans five
 TAKE_SECONDS = 0.25  # that one `take` waits for jobs: a stop waits as long, and an idle queue is asked so often
-PREPARED = "1"  # to be raised whenever other pixels come of the same bytes: what was cached is then forgotten
 UNDELIVERED_SECONDS = 5.0  # that an answer is kept for a lost broker, or until the job's deadline
-HASHED_AT_ONCE = 256 * 1024  # bytes: 0.2 ms, which is less than to wake a thread and be woken by it
 HANG_STATUS = 70  # EX_SOFTWARE of sysexits.h
-INTERNAL = Refusal("internal", "The worker failed on this photo.")
-
-
-@dataclass(eq=False)
-class _Hand:
-    """A delivered job, until it has ended."""
-
-    delivery: Delivery
-    since: float  # by time.monotonic(): when it was delivered
-    deadline: float  # by time.monotonic()
-    task: asyncio.Task[None] | None = None  # None: it waits until it is alone
-    work: Work | None = None  # the caption in the making for it
-    done: _Done | None = None  # the caption made for it
-    answering: bool = False
-
-    @property
-    def begun(self) -> bool:
-        return self.answering or (self.work is not None and self.work.begun)
-
-
-@dataclass(frozen=True)
-class _Done:
-    """A caption and when what was done for it."""
-
-    made: Made
-    decoded: Span | None
-
-
-@dataclass(eq=False)
-class _Making:
-    """A caption in the making, for all jobs that want the same."""
-
-    work: Work
-    task: asyncio.Task[_Done]
-    wanted: int = 0  # jobs that wait for it
 
 
 class Worker:
@@ -91,30 +54,33 @@ class Worker:
         metrics: WorkerMetrics,
         *,
         id: str = "",
-        beat_seconds: float = 0.2,
+        beat_seconds: float = BEAT_SECONDS,
         hang_seconds: float = 20.0,
         drain_seconds: float = 25.0,
+        target_wait: float = 0.15,
         on_hang: Callable[[str], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """`id` must be like no other worker's; by default it is made of host, process and chance. `on_hang` gets the
-        reason once the model thread made no progress for `hang_seconds`, or died; by default it ends the process."""
+        reason once the model thread made no progress for `hang_seconds`, or died; by default it ends the process.
+        `target_wait`: seconds in the queue above which jobs that allow it are sped up."""
         self.id = id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
-        self._broker, self._model, self._limits = broker, model, limits
-        self._cache, self._metrics, self._tracing = cache, metrics, tracing
+        self._broker, self._model, self._cache = broker, model, cache
+        self._metrics, self._tracing = metrics, tracing
         self._beat_seconds, self._hang_seconds, self._drain_seconds = beat_seconds, hang_seconds, drain_seconds
         self._on_hang = on_hang or end_process
         self._look_ahead = 2 * model.look_batch  # one batch is looked at while the next is decoded
-        self._decoding = asyncio.Semaphore(min(self._look_ahead, available_cores()))  # a large photo takes 200 MB
-        self._outage = _Outage()
-        self._info: ModelInfo | None = None
-        self._extractor = ""  # what looks at photos, known once the model has been loaded
+        self._changed = asyncio.Event()  # set whenever something happened that somebody may wait for
+        self._maker = CaptionMaker(model, limits, cache, metrics, self._look_ahead, self._changed.set)
+        self._teller = WordTeller(lambda words: broker.tell(self.id, words))
+        self._load = LoadLevel(target_wait)
+        self._outage = Outage()
+        self._info: ModelInfo | None = None  # like the next, known once the model has been loaded
+        self._outcomes: Outcomes | None = None
         self._joined = False
-        self._hands: set[_Hand] = set()
-        self._making: dict[tuple[str, float, int], _Making] = {}
+        self._hands: set[Hand] = set()
         self._owed: list[Delivery] = []  # to be given back
         self._aside: set[asyncio.Task[None]] = set()  # what nobody waits for
-        self._changed = asyncio.Event()  # set whenever something happened that somebody may wait for
         self._stopping = asyncio.Event()
         self._left = asyncio.Event()
         self._running: asyncio.Task[None] | None = None
@@ -152,9 +118,9 @@ class Worker:
         A broker that is not there is waited for, after this has returned.
         """
         self._info = await self._model.start(self._on_health)
-        captioner = self._model.captioner
-        self._extractor = f"{captioner.extractor_revision}-{captioner.device}"
-        self._metrics.joined(self._info, lambda: len(self._hands), self._last_success)
+        self._maker.begin()
+        self._outcomes = Outcomes(self._info, self._maker, self._teller, self._load, self._metrics)
+        self._metrics.joined(self._info, lambda: len(self._hands), self._last_success, lambda: self._load.level)
         self._running = asyncio.create_task(self._run())
 
     async def stop(self) -> None:
@@ -168,13 +134,15 @@ class Worker:
             await self._say_goodbye()
         await self._model.stop()
         await asyncio.gather(*self._aside, return_exceptions=True)
+        await self._maker.close()
+        await self._teller.close()
         await self._cache.close()
         await self._broker.close()
 
     # Beating and taking -----------------------------------------------------------------------------------------------
 
     async def _run(self) -> None:
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 await self._broker.open()
                 break
@@ -221,7 +189,7 @@ class Worker:
             await self._let_go([hand for hand in self._hands if hand.delivery.job.id in cancelled], "cancelled")
 
     async def _take(self) -> None:
-        pauses = _pauses()
+        tries = pauses()
         while True:
             await self._until(lambda: self._stopping.is_set() or (self._room > 0 and self._model.healthy))
             if self._stopping.is_set():
@@ -233,9 +201,10 @@ class Worker:
                     self._outage.begins(error)
                 else:
                     log.exception("taking jobs failed")
-                await self._sleep(next(pauses), self._stopping)
+                await self._sleep(next(tries), self._stopping)
                 continue
-            pauses = _pauses()
+            tries = pauses()
+            self._load.took(time.monotonic(), deliveries)
             hands = [self._hold(delivery) for delivery in deliveries]
             if self._stopping.is_set() or not self._model.healthy:  # since it was asked
                 await self._let_go(hands, "given_back")
@@ -251,20 +220,20 @@ class Worker:
         """Jobs that may be taken now."""
         return self._look_ahead - sum(not hand.begun for hand in self._hands)
 
-    def _hold(self, delivery: Delivery) -> _Hand:
+    def _hold(self, delivery: Delivery) -> Hand:
         now = time.monotonic()
-        hand = _Hand(delivery, now, now + delivery.job.deadline - self._broker.clock())
+        hand = Hand(delivery, now, now + delivery.job.deadline - self._broker.clock())
         self._hands.add(hand)
         if delivery.attempt > 1:
             self._metrics.redelivered()
             log.warning("job %s comes for the %d. time", delivery.job.id, delivery.attempt)
         return hand
 
-    def _begin(self, hand: _Hand) -> None:
+    def _begin(self, hand: Hand) -> None:
         if hand in self._hands:  # and not let go while it waited
             hand.task = asyncio.create_task(self._work_on(hand))
 
-    async def _begin_alone(self, hand: _Hand) -> None:
+    async def _begin_alone(self, hand: Hand) -> None:
         """Waits until nothing is being worked on, begins, and waits until that has ended."""
         await self._until(lambda: hand not in self._hands or not any(other.task for other in self._hands))
         self._begin(hand)
@@ -272,134 +241,31 @@ class Worker:
 
     # One job ----------------------------------------------------------------------------------------------------------
 
-    async def _work_on(self, hand: _Hand) -> None:
+    async def _work_on(self, hand: Hand) -> None:
         """From a job in hand to its answer. Cancelled by `_let_go` alone, which sees to what then becomes of it."""
         job = hand.delivery.job
         current.set(RequestIds(job.request_id, trace_id(job.traceparent)))
         try:
-            outcome = await self._outcome(hand)
+            assert self._outcomes is not None
+            outcome = await self._outcomes.of(hand)
             hand.answering = True
             self._changed.set()
             if self._tracing is not None:
-                self._trace(self._tracing, hand, outcome)
+                trace_job(self._tracing, self.id, hand, outcome)
+            if hand.stream is not None:
+                await self._teller.finish(hand.stream)
             await self._answer(hand, outcome)
         finally:
+            if hand.stream is not None:
+                self._teller.drop(hand.stream)
             self._hands.discard(hand)
             self._changed.set()
 
-    async def _outcome(self, hand: _Hand) -> Answer | Refusal:
-        """Whatever happens, there is one."""
-        try:
-            hand.done = await self._caption(hand)
-            return self._to_answer(hand, hand.done)
-        except LateError as late:
-            if time.monotonic() < hand.deadline:  # it had joined one that was just being given up
-                return await self._outcome(hand)
-            self._metrics.missed_deadline(late.place)
-            return Refusal(late.code, late.detail)
-        except Problem as problem:
-            return Refusal(problem.code, problem.detail, problem.retry_after)
-        except UnknownSpeedError as error:
-            return Refusal("unknown_speed", str(error))
-        except Exception:
-            log.exception("job %s failed", hand.delivery.job.id)
-            return INTERNAL
-
-    async def _caption(self, hand: _Hand) -> _Done:
-        """The caption that the job wants, made for it or for another that wants the same. Raises why there is none."""
-        job = hand.delivery.job
-        assert self._info is not None
-        slots = self._model.captioner.slots
-        if not 1 <= job.beam <= slots:  # it would wait for ever, and all behind it
-            raise Problem("invalid_option", f"beam: must be from 1 to {slots}")
-        speed = self._info.speeds.resolve(job.speed, job.tau)
-        digest = await _digest(job.image)
-        wanted = (digest, speed.tau, job.beam)
-        making = self._making.get(wanted)
-        if making is None:
-            making = self._making[wanted] = self._start_making(job, digest, speed, hand.deadline)
-        else:
-            self._metrics.coalesced()
-            making.work.deadline = max(making.work.deadline, hand.deadline)
-        hand.work = making.work
-        making.wanted += 1
-        try:
-            return await asyncio.shield(making.task)
-        finally:
-            making.wanted -= 1
-            if not making.wanted:
-                making.task.cancel()  # nobody wants it, or it is done
-            if self._making.get(wanted) is making and (making.task.done() or not making.wanted):
-                del self._making[wanted]
-
-    def _start_making(self, job: Job, digest: str, speed: ResolvedSpeed, deadline: float) -> _Making:
-        decoded = f"{PREPARED}-{self._limits.max_pixels}-{self._limits.min_side}"  # the limits: what was refused
-        work = Work(cache_key(digest, self._extractor, decoded), speed, job.beam, deadline)
-        return _Making(work, asyncio.create_task(self._make(work, job.image)))
-
-    async def _make(self, work: Work, image: bytes) -> _Done:
-        """Raises `Problem`, or what the model raised."""
-        decoded = None
-        work.regions = await self._cache.get(work.photo)
-        self._metrics.cache_asked(self._cache.name, hit=work.regions is not None)
-        if work.regions is None:
-            async with self._decoding:
-                begin = time.monotonic()
-                if begin < work.deadline:
-                    work.pixels = await asyncio.to_thread(self._to_pixels, image)
-                decoded = (begin, time.monotonic())
-            if work.deadline <= decoded[1]:
-                raise LateError("decode")
-        made = await self._model.caption(work, self._changed.set)
-        if made.looked is not None:
-            self._do_aside(self._cache.put(work.photo, made.regions))
-        return _Done(made, decoded)
-
-    def _to_pixels(self, image: bytes) -> np.ndarray:
-        """Raises `Problem`."""
-        picture = decode(image, self._limits)
-        try:
-            return self._model.captioner.prepare(picture)
-        except Exception as error:  # Pillow's decoders raise all sorts of things
-            raise Problem("undecodable_image", "The pixels of the image cannot be decoded.") from error
-
-    def _to_answer(self, hand: _Hand, done: _Done) -> Answer:
-        """The job's own answer: what it asked for, and its own timings. Raises `LateError`."""
-        now = time.monotonic()
-        if now >= hand.deadline:
-            raise LateError("describe")
-        assert self._info is not None
-        job, made = hand.delivery.job, done.made
-        decoding, looking, describing = (
-            _length(span, hand.since) for span in (done.decoded, made.looked, made.described)
-        )
-        waited = hand.delivery.waited + max(0.0, now - hand.since - decoding - looking - describing)
-        timings = Timings(waited, decoding, looking, describing)
-        self._metrics.answered(timings)
-        caption = replace(made.caption, speed=self._info.speeds.resolve(job.speed, job.tau))
-        return Answer(caption, _boxes(made), timings, self._info.name, self._info.revision)
-
-    def _trace(self, tracing: Tracing, hand: _Hand, outcome: Answer | Refusal) -> None:
-        done, delivery = hand.done, hand.delivery
-        times = (None, None, None) if done is None else (done.decoded, done.made.looked, done.made.described)
-        try:
-            tracing.worked(
-                delivery.job,
-                outcome,
-                worker=self.id,
-                attempt=delivery.attempt,
-                waited=delivery.waited,
-                since=hand.since,
-                stages=list(zip(("decode_image", "look", "describe"), times, strict=True)),
-            )
-        except Exception:
-            log.exception("job %s cannot be traced", delivery.job.id)  # and is answered all the same
-
-    async def _answer(self, hand: _Hand, outcome: Answer | Refusal) -> None:
+    async def _answer(self, hand: Hand, outcome: Answer | Refusal) -> None:
         """Answers, again and again while the broker is lost: it may have kept the job."""
         delivery = hand.delivery
         until = max(hand.deadline, time.monotonic() + UNDELIVERED_SECONDS)
-        for pause in _pauses():
+        for pause in pauses():
             try:
                 ours = await self._broker.answer(self.id, delivery, Reply(delivery.job.id, outcome, self.id))
             except BrokerLostError as error:
@@ -427,7 +293,7 @@ class Worker:
             self._do_aside(self._let_go([hand for hand in self._hands if not hand.begun], "given_back"))
         self._changed.set()
 
-    async def _let_go(self, hands: Iterable[_Hand], outcome: str) -> None:
+    async def _let_go(self, hands: Iterable[Hand], outcome: str) -> None:
         """Gives jobs back; those that are being answered stay. A cancelled one is then forgotten by the broker."""
         for hand in hands:
             if hand.answering or hand not in self._hands:
@@ -435,6 +301,8 @@ class Worker:
             self._hands.discard(hand)
             if hand.task is not None:
                 hand.task.cancel()
+            if hand.stream is not None:
+                self._teller.drop(hand.stream)
             self._owed.append(hand.delivery)
             self._metrics.ended(outcome)
         self._changed.set()
@@ -486,26 +354,9 @@ class Worker:
     async def _sleep(seconds: float, unless: asyncio.Event) -> bool:
         """Whether the event came about meanwhile."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(unless.wait(), seconds)
+            async with asyncio.timeout(seconds):  # `wait_for` of Python 3.11 can lose a cancellation
+                await unless.wait()
         return unless.is_set()
-
-
-class _Outage:
-    """Tells once that the broker was lost, and once that it is back: when the heart beats again, since what had begun
-    before may still come to a good end."""
-
-    def __init__(self) -> None:
-        self.lasts = False
-
-    def begins(self, error: BrokerLostError) -> None:
-        if not self.lasts:
-            self.lasts = True
-            log.warning("the broker is lost, trying again: %s", error)
-
-    def ends(self) -> None:
-        if self.lasts:
-            self.lasts = False
-            log.info("the broker is back")
 
 
 def end_process(reason: str) -> None:
@@ -513,26 +364,3 @@ def end_process(reason: str) -> None:
     log.critical("%s: the process ends", reason)
     logging.shutdown()
     os._exit(HANG_STATUS)
-
-
-def _pauses() -> Iterator[float]:
-    """Seconds between tries to reach the broker, without end."""
-    seconds = 0.1
-    while True:
-        yield seconds
-        seconds = min(2 * seconds, 2.0)
-
-
-async def _digest(image: bytes) -> str:
-    if len(image) <= HASHED_AT_ONCE:
-        return hashlib.sha256(image).hexdigest()
-    return await asyncio.to_thread(lambda: hashlib.sha256(image).hexdigest())
-
-
-def _length(span: Span | None, since: float) -> float:
-    """Seconds of the span that came after `since`: a job that joined late has waited for the rest only."""
-    return 0.0 if span is None else max(0.0, span[1] - max(span[0], since))
-
-
-def _boxes(made: Made) -> tuple[Box, ...]:
-    return tuple((x0, y0, x1, y1) for x0, y0, x1, y1 in made.regions.boxes.tolist())

@@ -86,9 +86,25 @@ class WorkerMetrics:
             "When a caption last went through, a canary's included, since 1970.",
             registry=registry,
         )
+        self._moved = Counter(
+            "deecap_speed_moved",
+            "Jobs made faster than asked, as they allowed, because photos waited.",
+            registry=registry,
+        )
+        self._level = Gauge(
+            "deecap_load_level",
+            "How far this worker moves the speed of jobs that allow it: 0 as asked, 1 as fast as each allows.",
+            registry=registry,
+        )
         self._exits: Histogram | None = None
 
-    def joined(self, info: ModelInfo, running: Callable[[], int], last_success: Callable[[], float]) -> None:
+    def joined(
+        self,
+        info: ModelInfo,
+        running: Callable[[], int],
+        last_success: Callable[[], float],
+        level: Callable[[], float],
+    ) -> None:
         """Adds what is known once the model has been loaded. To be called once."""
         Info("deecap_model", "The model served.", registry=self.registry).info(
             {"name": info.name, "revision": info.revision, "device": info.device, "layers": str(info.layers)}
@@ -104,6 +120,7 @@ class WorkerMetrics:
             self._promised.labels(tier).set(info.speeds.resolve(tier).promised)
         self._running.set_function(running)
         self._success.set_function(last_success)
+        self._level.set_function(level)
 
     def looked(self, photos: int) -> None:
         self._looks.observe(photos)
@@ -142,6 +159,9 @@ class WorkerMetrics:
     def coalesced(self) -> None:
         self._coalesced.inc()
 
+    def speed_moved(self) -> None:
+        self._moved.inc()
+
     def redelivered(self) -> None:
         self._redeliveries.inc()
 
@@ -150,7 +170,8 @@ class WorkerMetrics:
 
 
 def speed_label(resolved: ResolvedSpeed) -> str:
-    """One of six values, so that numbers sent by clients cannot multiply the time series."""
+    """One of six values, so that numbers sent by clients cannot multiply the time series. That of what was asked for,
+    also where load moved the speed."""
     if resolved.requested is None:
         return "tau"
     return resolved.tier or "custom"

@@ -19,10 +19,13 @@ from starlette.routing import Route
 
 from service import logs, tracing
 from service.broker.base import BrokerError
+from service.connection import Connection
 from service.errors import PROBLEM_JSON, problem_document
 from service.exposition import expose
 from service.listening import listen
+from service.loop import new_loop
 from service.settings import Settings, SettingsError, without_password
+from service.settled import settled
 from service.wiring import make_worker, redis_broker
 from service.worker import Worker
 
@@ -39,7 +42,8 @@ def run_worker(settings: Settings) -> None:
     # Pillow warns of every oddity in a picture, and Python remembers each distinct warning for ever.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     log.info("settings", extra=logs.fields(**settings.redacted()))
-    asyncio.run(_run(settings))
+    with asyncio.Runner(loop_factory=new_loop()) as runner:
+        runner.run(_run(settings))
 
 
 async def _run(settings: Settings) -> None:
@@ -54,6 +58,7 @@ async def _run(settings: Settings) -> None:
         sys.exit(str(error))
     config = uvicorn.Config(
         health_app(worker, registry),
+        http=Connection,
         host=settings.host,
         port=settings.metrics_port,
         lifespan="off",
@@ -61,12 +66,14 @@ async def _run(settings: Settings) -> None:
         log_config=None,
         access_log=False,
         ws="none",
+        proxy_headers=False,
     )
     server = _Server(config)
     listening = listen(config, "DEECAP_METRICS_PORT")
     serving = asyncio.create_task(server.serve([listening]))
     try:
         if await _start(worker, server):
+            settled()
             print(_welcome(settings, worker, listening), flush=True)
             await server.signalled.wait()
             log.info("stopping")

@@ -168,7 +168,7 @@ LATENCY = [
     graph(
         "Not answered well",
         "reqps",
-        {"{{outcome}}": total(REQUESTS + "_count", CAPTIONS + ', outcome!="ok"', "outcome")},
+        {"{{outcome}}": total(REQUESTS + "_count", CAPTIONS + ', outcome!~"ok|accepted"', "outcome")},
         "By the code that the client was told.",
     ),
     graph(
@@ -192,7 +192,7 @@ LATENCY = [
     graph(
         "Too late",
         "reqps",
-        {"by the clock of the {{place}}": total("deecap_deadline_misses_total", by="place")},
+        {"in the {{place}}": total("deecap_deadline_misses_total", by="place")},
         "Captions whose deadline passed.",
     ),
     graph(

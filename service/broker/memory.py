@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import asyncio
 import time
-from bisect import insort
+from bisect import bisect_left, insort
 from collections import deque
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from heapq import heappop, heappush
 
 from service.broker import rules
-from service.broker.base import Delivery, NoWorkerError, QueueFullError
-from service.jobs import PRIORITIES, Job, Priority, QueueState, Refusal, Reply, WorkerState
+from service.broker.base import Delivery, Found, NoWorkerError, Place, QueueFullError
+from service.jobs import PRIORITIES, Job, Priority, Progress, QueueState, Refusal, Reply, WorkerState
 
 
 @dataclass(eq=False)
@@ -34,11 +35,12 @@ class _Entry:
 
 @dataclass(frozen=True)
 class _Done:
-    """A job that was answered lately."""
+    """A job that was answered."""
 
     reply: Reply | None  # None: it was cancelled, nobody heard the answer
     worker: str
     receipt: str
+    note: str  # of the job
     until: float  # by the clock: when to forget it
 
 
@@ -62,16 +64,17 @@ class MemoryBroker:
         """
         started = time.time() - time.monotonic()
         self.clock = clock or (lambda: started + time.monotonic())
-        self.dead_letters: deque[Job] = deque(maxlen=rules.DEAD_LETTERS_KEPT)
+        self.dead_letters: deque[Job] = deque()
         self._depths = depths
         self._worker_timeout = worker_timeout
         self._tries = tries
         self._entries: dict[str, _Entry] = {}  # by job id, waiting or running
         self._waiting: dict[Priority, list[_Entry]] = {priority: [] for priority in PRIORITIES}  # by number
-        self._done: dict[str, _Done] = {}  # by job id, the oldest first
+        self._done: dict[str, _Done] = {}  # by job id
+        self._fading: list[tuple[float, str]] = []  # a heap: when to forget which of them
         self._workers: dict[str, WorkerState] = {}
         self._beats: dict[str, float] = {}  # by worker: when it last beat, by the clock
-        self._outbox: deque[Reply] = deque()
+        self._outbox: deque[Reply | Progress] = deque()
         self._replied = asyncio.Event()
         self._bell = asyncio.Event()  # of the moment; rung once, then replaced
         self._submitted = self._places = self._answered = self._redelivered = self._dead = 0
@@ -85,12 +88,7 @@ class MemoryBroker:
     # The front's side.
 
     async def submit(self, job: Job) -> None:
-        self._forget_old()
-        if (done := self._done.get(job.id)) and done.reply:
-            self._send(done.reply)
-            return
-        if known := self._entries.get(job.id):
-            known.cancelled = False  # somebody waits for it again
+        if await self.remind(job.id):
             return
         if not any(map(self._alive, self._beats)):
             raise NoWorkerError("no worker's heart beats")
@@ -100,7 +98,16 @@ class MemoryBroker:
         self._entries[job.id] = _Entry(job, self._submitted, self.clock())
         self._enqueue(self._entries[job.id])
 
-    async def replies(self) -> Sequence[Reply]:
+    async def remind(self, job_id: str) -> bool:
+        self._forget_old()
+        if (done := self._done.get(job_id)) and done.reply:
+            self._send(done.reply)
+            return True
+        if known := self._entries.get(job_id):
+            known.cancelled = False  # somebody waits for it again
+        return known is not None
+
+    async def replies(self) -> Sequence[Reply | Progress]:
         while not self._outbox:
             self._replied.clear()
             await self._replied.wait()
@@ -108,13 +115,37 @@ class MemoryBroker:
         self._outbox.clear()
         return replies
 
-    async def cancel(self, job_id: str) -> None:
-        self._outbox = deque(reply for reply in self._outbox if reply.job_id != job_id)
-        if entry := self._entries.get(job_id):
-            entry.cancelled = True
-            if entry.worker is None:
-                self._waiting[entry.job.priority].remove(entry)
-                del self._entries[job_id]
+    async def cancel(self, job_id: str) -> Place | None:
+        self._outbox = deque(said for said in self._outbox if said.job_id != job_id)
+        entry = self._entries.get(job_id)
+        if entry is None or entry.cancelled:
+            return None
+        entry.cancelled = True
+        if entry.worker is not None:
+            return "running"
+        self._waiting[entry.job.priority].remove(entry)
+        del self._entries[job_id]
+        return "queued"
+
+    async def forget(self, job_id: str) -> None:
+        await self.cancel(job_id)
+        self._done.pop(job_id, None)
+
+    async def find(self, job_id: str) -> Found | None:
+        self._forget_old()
+        entry = self._entries.get(job_id)
+        if entry is not None and entry.worker is None and entry.job.deadline <= self.clock():
+            self._waiting[entry.job.priority].remove(entry)
+            self._refuse(entry, rules.TOO_LATE)  # no worker came for it
+        if (done := self._done.get(job_id)) and done.reply:
+            return Found("done", reply=done.reply, note=done.note)
+        if entry is None or entry.cancelled:
+            return None
+        if entry.worker is not None:
+            return Found("running", note=entry.job.note)
+        queue = self._waiting[entry.job.priority]
+        place = bisect_left(queue, entry.number, key=lambda other: other.number)
+        return Found("queued", place, note=entry.job.note)
 
     async def state(self) -> QueueState:
         waits = [self.clock() - queue[0].since for queue in self._waiting.values() if queue]
@@ -157,6 +188,12 @@ class MemoryBroker:
         self._finish(entry, reply)
         return True
 
+    async def tell(self, worker: str, words: Sequence[tuple[Delivery, Progress]]) -> None:
+        for delivery, progress in words:
+            entry = self._owned(worker, delivery)
+            if entry and not entry.cancelled:
+                self._send(progress)
+
     async def give_back(self, worker: str, deliveries: Collection[Delivery]) -> None:
         for delivery in deliveries:
             if entry := self._owned(worker, delivery):
@@ -185,11 +222,13 @@ class MemoryBroker:
         if not self._alive(worker):
             return drawn
         self._take_over()
-        while len(drawn) < count and (entry := self._next()) is not None:
+        size = 0
+        while len(drawn) < count and size < rules.TAKE_BYTES and (entry := self._next()) is not None:
             alone = entry.attempt > 0
             if alone and drawn:
                 break  # it comes next time
             drawn.append(self._hand_out(entry, worker))
+            size += len(entry.job.image)
             if alone:
                 break
         return drawn
@@ -222,12 +261,22 @@ class MemoryBroker:
                 self._redelivered += not entry.cancelled
                 self._requeue(entry)
             else:
-                self._dead += 1
-                self.dead_letters.append(entry.job)
-                self._refuse(entry, rules.POISON)
+                self._bury(entry)
         for worker in dead:
             del self._beats[worker]
             self._workers.pop(worker, None)
+
+    def _bury(self, entry: _Entry) -> None:
+        self._dead += 1
+        self.dead_letters.append(entry.job)
+        while len(self.dead_letters) > rules.DEAD_LETTERS_KEPT or (
+            len(self.dead_letters) > 1 and self._dead_bytes() > rules.DEAD_BYTES_KEPT
+        ):
+            self.dead_letters.popleft()
+        self._refuse(entry, rules.POISON)
+
+    def _dead_bytes(self) -> int:
+        return sum(len(job.image) for job in self.dead_letters)
 
     def _requeue(self, entry: _Entry) -> None:
         entry.worker = None
@@ -248,18 +297,20 @@ class MemoryBroker:
         """Forgets the entry, and sends the reply if anybody waits for it."""
         del self._entries[entry.job.id]
         heard = None if entry.cancelled else reply
-        until = self.clock() + rules.REPLY_KEPT
-        self._done.pop(entry.job.id, None)  # so that it goes to the end
-        self._done[entry.job.id] = _Done(heard, entry.worker or "", entry.receipt, until)
+        until = self.clock() + max(rules.REPLY_KEPT, entry.job.kept)
+        self._done[entry.job.id] = _Done(heard, entry.worker or "", entry.receipt, entry.job.note, until)
+        heappush(self._fading, (until, entry.job.id))
         self._forget_old()
         if heard:
             self._answered += 1
             self._send(heard)
 
-    def _send(self, reply: Reply) -> None:
-        self._outbox.append(reply)
+    def _send(self, said: Reply | Progress) -> None:
+        self._outbox.append(said)
         self._replied.set()
 
     def _forget_old(self) -> None:
-        while self._done and next(iter(self._done.values())).until <= self.clock():
-            del self._done[next(iter(self._done))]
+        while self._fading and self._fading[0][0] <= (now := self.clock()):
+            _, job_id = heappop(self._fading)
+            if (done := self._done.get(job_id)) and done.until <= now:  # and not answered once more since
+                del self._done[job_id]

@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import json
-import logging
 import secrets
 import time
 from collections import defaultdict
 from collections.abc import Collection, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
-from service.broker import rules
-from service.broker.base import BrokerLostError, Delivery, NoWorkerError, QueueFullError
-from service.broker.redis_store import BLOCK_SECONDS, Entry, Store
-from service.jobs import PRIORITIES, Job, Priority, QueueState, Refusal, Reply, WorkerState
+from service.broker.base import BrokerError, BrokerLostError, Delivery, Found, NoWorkerError, Place, QueueFullError
+from service.broker.redis_reading import Reading
+from service.broker.redis_store import BLOCK_SECONDS, Entry, Store, StoreFullError
+from service.broker.rules import for_scripts
+from service.jobs import PRIORITIES, Job, Priority, Progress, QueueState, Reply, WorkerState
 
-log = logging.getLogger(__name__)
-
+PLACES: Mapping[bytes | None, Place] = {b"queued": "queued", b"running": "running"}
 START = "0-0"  # before the first entry of any stream
 
 
@@ -51,18 +50,8 @@ class RedisBroker:
         self._queue = f"{{deecap:{queue}}}"
         self._depths = depths
         self._worker_timeout = worker_timeout
-        self._rules = json.dumps(
-            {
-                "worker_timeout": worker_timeout,
-                "tries": tries,
-                "share": rules.BATCH_SHARE,
-                "reply_kept": rules.REPLY_KEPT,
-                "dead_kept": rules.DEAD_LETTERS_KEPT,
-                "too_late": _template(rules.TOO_LATE),
-                "poison": _template(rules.POISON),
-                "unreadable": _template(rules.UNREADABLE),
-            }
-        )
+        self._rules = for_scripts(worker_timeout, tries)
+        self._reads = Reading()
         self._ahead = time.time() - time.monotonic()  # of the broker's time, before the local monotonic clock
         # The front's side.
         self._front = ""
@@ -98,7 +87,11 @@ class RedisBroker:
         task.add_done_callback(lambda _: self._submitting.pop(job.id, None))
         await self._store.result(task)
 
-    async def replies(self) -> Sequence[Reply]:
+    async def remind(self, job_id: str) -> bool:
+        (known,) = await self._store.safely(self._run("remind", job_id, self._front))
+        return bool(known)
+
+    async def replies(self) -> Sequence[Reply | Progress]:
         while True:
             if self._store.failures > self._failures_told:
                 self._failures_told = self._store.failures
@@ -106,10 +99,14 @@ class RedisBroker:
             if replies := await self._read_replies():
                 return replies
 
-    async def cancel(self, job_id: str) -> None:
-        if submitting := self._submitting.get(job_id):
-            await asyncio.wait({submitting})  # it must not come after this
-        await self._store.safely(self._run("cancel", job_id))
+    async def cancel(self, job_id: str) -> Place | None:
+        return await self._cancel(job_id, self._front)
+
+    async def forget(self, job_id: str) -> None:
+        await self._cancel(job_id, "")
+
+    async def find(self, job_id: str) -> Found | None:
+        return self._reads.found(await self._store.safely(self._run("find", job_id)))
 
     async def state(self) -> QueueState:
         return await self._store.safely(self._state())
@@ -139,11 +136,23 @@ class RedisBroker:
     async def answer(self, worker: str, delivery: Delivery, reply: Reply) -> bool:
         return await self._store.safely(self._answer(worker, delivery, reply))
 
+    async def tell(self, worker: str, words: Sequence[tuple[Delivery, Progress]]) -> None:
+        rows = [(delivery.receipt, delivery.job.id, progress.to_wire()) for delivery, progress in words]
+        if rows:
+            with suppress(BrokerError):
+                await self._store.safely(self._run("tell", worker, *(each for row in rows for each in row)))
+
     async def give_back(self, worker: str, deliveries: Collection[Delivery]) -> None:
         await self._store.safely(self._give_back(worker, deliveries))
 
     async def leave(self, worker: str) -> None:
         await self._store.safely(self._leave(worker))
+
+    async def _cancel(self, job_id: str, front: str) -> Place | None:
+        if submitting := self._submitting.get(job_id):
+            await asyncio.wait({submitting})  # it must not come after this
+        (place,) = await self._store.safely(self._run("cancel", job_id, front))
+        return PLACES.get(place)
 
     # What follows runs in tasks of the store, to its end.
 
@@ -161,13 +170,18 @@ class RedisBroker:
         wire = job.to_wire()
         depth = self._depths[job.priority]
         about = (job.id, job.priority, self._front, repr(float(job.deadline)), depth)
-        outcome, *waiting = await self._run("submit", *about, wire["job"], wire["image"])
+        after = (repr(float(job.kept)), job.note)
+        try:
+            outcome, *waiting = await self._run("submit", *about, *after, wire["job"], wire["image"])
+        except StoreFullError as error:
+            waits = (await self._state()).waiting[job.priority]
+            raise QueueFullError(waits, "the queue's memory is full") from error
         if outcome == b"no_worker":
             raise NoWorkerError("no worker's heart beats")
         if outcome == b"full":
             raise QueueFullError(int(waiting[0]))
 
-    async def _read_replies(self) -> list[Reply]:
+    async def _read_replies(self) -> list[Reply | Progress]:
         """Those that came within a second, or earlier if one came. A cancelled call's reading goes on in the next."""
         if self._reading is None:
             stream, epoch_key = f"{self._queue}:replies:{self._front}", f"{self._queue}:epoch"
@@ -186,7 +200,7 @@ class RedisBroker:
             raise BrokerLostError(f"{self._store.address}: came back empty")
         if entries:
             self._read_to = entries[-1][0].decode()
-        return [reply for _, fields in entries if (reply := _reply(fields)) is not None]
+        return [said for _, fields in entries if (said := self._reads.heard(fields)) is not None]
 
     async def _state(self) -> QueueState:
         asked = time.monotonic()
@@ -198,7 +212,7 @@ class RedisBroker:
             answered=int(answered),
             redelivered=int(redelivered),
             dead=int(dead),
-            workers=tuple(state for wire in workers if (state := _worker_state(wire)) is not None),
+            workers=tuple(state for wire in workers if (state := self._reads.worker(wire)) is not None),
         )
 
     async def _beat(self, state: WorkerState) -> frozenset[str]:
@@ -219,11 +233,9 @@ class RedisBroker:
             hands.turn += 1
             bell, *rows = await self._store.script("take", self._queue, self._rules, worker, count, hands.turn)
             deliveries = []
-            for receipt, attempt, waited, job, image in rows:
-                try:
-                    read = Job.from_wire({"job": job, "image": image})
-                except (ValueError, KeyError, TypeError):
-                    log.exception("a job that cannot be read becomes a dead letter: %r", job[:200])
+            for receipt, attempt, waited, job_id, job, image in rows:
+                read = self._reads.job(job_id, job, image)
+                if read is None:
                     await self._run("bury", worker, receipt)
                     continue
                 deliveries.append(Delivery(read, int(attempt), float(waited), receipt.decode()))
@@ -256,25 +268,3 @@ class RedisBroker:
     def _set_clock(self, now: bytes, asked: float) -> None:
         """`now` is Redis's time at some moment between `asked` and this one, by the local monotonic clock."""
         self._ahead = float(now) - (asked + time.monotonic()) / 2
-
-
-def _template(refusal: Refusal) -> object:
-    """A reply whose id a script fills in."""
-    template: object = json.loads(Reply("", refusal).to_wire())
-    return template
-
-
-def _reply(fields: Mapping[bytes, bytes]) -> Reply | None:
-    try:
-        return Reply.from_wire(fields[b"reply"])
-    except (ValueError, KeyError, TypeError):
-        log.exception("a reply that cannot be read is dropped; its front will run into the job's deadline")
-        return None
-
-
-def _worker_state(wire: bytes) -> WorkerState | None:
-    try:
-        return WorkerState.from_wire(wire)
-    except (ValueError, KeyError, TypeError):
-        log.debug("a worker of another version is not listed: %r", wire[:200])
-        return None

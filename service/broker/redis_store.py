@@ -14,7 +14,7 @@ from redis.asyncio import BlockingConnectionPool, Redis
 from redis.asyncio.connection import parse_url
 from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
-from redis.exceptions import NoScriptError, RedisError
+from redis.exceptions import NoScriptError, OutOfMemoryError, RedisError, ResponseError
 
 from service.broker.base import BrokerError, BrokerLostError
 
@@ -29,6 +29,10 @@ BLOCK_SECONDS = 1.0  # the longest blocking read; well below ANSWER_SECONDS, aft
 HEALTH_CHECK_SECONDS = 15.0  # a connection idle for longer is pinged before it is used
 CONNECTIONS = 64  # of one process at most; more calls wait for a free one
 OLDEST_SERVER = (6, 2)  # the first with XTRIM MINID and exclusive ranges
+
+
+class StoreFullError(BrokerError):
+    """The server has no memory left for what was sent."""
 
 
 class Store:
@@ -101,7 +105,7 @@ class Store:
     async def script(self, name: str, queue: str, *arguments: str | bytes | int | float) -> Any:
         """Runs `scripts/NAME.lua` on the queue. The server keeps scripts; it is sent those that it lost or never had.
 
-        Raises `BrokerLostError`.
+        Raises `BrokerLostError`; `StoreFullError` where it `ADMITS` something and the server's memory is full.
         """
         text, digest = _SCRIPTS[name]
         client = self._connected()
@@ -110,6 +114,11 @@ class Store:
                 return await client.evalsha(digest, 1, queue, *arguments)
             except NoScriptError:
                 return await client.eval(text, 1, queue, *arguments)
+        except ResponseError as error:
+            # Before Redis 7 the word stands within the message of the script that failed.
+            if isinstance(error, OutOfMemoryError) or "OOM command not allowed" in str(error):
+                raise StoreFullError(f"{self.address}: its memory is full") from error
+            await self._lost(error)
         except (RedisError, OSError) as error:
             await self._lost(error)
 
@@ -201,11 +210,15 @@ def _block(seconds: float) -> int:
 
 
 def _load_scripts() -> dict[str, tuple[str, str]]:
-    """By name: the text, the shared part before it, and its SHA-1, by which the server knows it."""
+    """By name: the text, with the shared part and whether it may be refused by a full store before it; and its SHA-1,
+    by which the server knows it."""
     folder = resources.files("service.broker") / "scripts"
     texts = {path.name: path.read_text("utf-8") for path in folder.iterdir() if path.name.endswith(".lua")}
     common = texts.pop("common.lua")
-    whole = {name.removesuffix(".lua"): common + text for name, text in texts.items()}
+    whole = {
+        name.removesuffix(".lua"): f"local ADMITS = {str(name == 'submit.lua').lower()}\n{common}{text}"
+        for name, text in texts.items()
+    }
     return {name: (text, hashlib.sha1(text.encode()).hexdigest()) for name, text in whole.items()}
 
 

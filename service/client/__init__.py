@@ -10,12 +10,14 @@ It needs httpx (`pip install 'deecap[client]'`) and no torch.
 
 from service.client.answers import (
     CaptionAnswer,
+    Job,
     Model,
     ModelName,
     Region,
     Speed,
     SpeedRow,
     Speeds,
+    StreamedWord,
     Tier,
     Timings,
     Word,
@@ -32,6 +34,7 @@ from service.client.errors import (
     ServiceFailedError,
     UnauthorizedError,
     UnexpectedAnswerError,
+    UnknownJobError,
     UnreachableError,
 )
 from service.client.images import Image
@@ -49,6 +52,7 @@ __all__ = [
     "Image",
     "ImageRefusedError",
     "Item",
+    "Job",
     "Model",
     "ModelName",
     "OptionRefusedError",
@@ -60,10 +64,12 @@ __all__ = [
     "Speed",
     "SpeedRow",
     "Speeds",
+    "StreamedWord",
     "Tier",
     "Timings",
     "UnauthorizedError",
     "UnexpectedAnswerError",
+    "UnknownJobError",
     "UnreachableError",
     "Word",
 ]

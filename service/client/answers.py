@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, fields
+from dataclasses import MISSING, dataclass, fields
 from typing import Any, TypeVar
+
+from service.client.errors import ProblemError, problem_error
 
 T = TypeVar("T")
 
@@ -19,6 +21,14 @@ class Word:
 
 
 @dataclass(frozen=True)
+class StreamedWord(Word):
+    """A word as soon as it is decided. Where `attempt` grows, the words begin again, and those before are void."""
+
+    index: int  # in the caption, from 0
+    attempt: int  # from 1
+
+
+@dataclass(frozen=True)
 class Speed:
     """What the asked speed came to."""
 
@@ -26,6 +36,7 @@ class Speed:
     tier: str | None
     tau: float  # nats
     promised: float  # SpeedUp measured at this tau
+    moved_by_load: bool = False  # whether load made it higher than asked for, as `max_speed` allowed
 
 
 @dataclass(frozen=True)
@@ -67,11 +78,12 @@ class CaptionAnswer:
     model: ModelName
     request_id: str
     regions: tuple[Region, ...] | None = None  # None where they were not asked for
+    attention: tuple[tuple[float, ...], ...] | None = None  # of each word, the weights of the regions; likewise
 
     @classmethod
     def read(cls, said: Any) -> CaptionAnswer:
         """Raises `KeyError`, `TypeError` or `ValueError` for what is no caption."""
-        regions = said.get("regions")
+        regions, attention = said.get("regions"), said.get("attention")
         return cls(
             caption=str(said["caption"]),
             confidence=float(said["confidence"]),
@@ -82,7 +94,37 @@ class CaptionAnswer:
             model=_read(ModelName, said["model"]),
             request_id=str(said["request_id"]),
             regions=None if regions is None else tuple(_region(region) for region in regions),
+            attention=None if attention is None else tuple(tuple(map(float, row)) for row in attention),
         )
+
+
+@dataclass(frozen=True)
+class Job:
+    """An asynchronous job as it was when it was asked after."""
+
+    id: str
+    state: str  # queued, running, done or failed
+    position: int | None = None  # photos before it while it is queued, where that is known
+    answer: CaptionAnswer | None = None  # of one that is done
+    error: ProblemError | None = None  # of one that failed
+    retry_after: float | None = None  # seconds until it is worth another look, where the service says so
+
+    @property
+    def over(self) -> bool:
+        return self.answer is not None or self.error is not None
+
+    @classmethod
+    def read(cls, said: Any) -> Job:
+        """Raises `KeyError`, `TypeError` or `ValueError` for what is none."""
+        answer = None if said.get("result") is None else CaptionAnswer.read(said["result"])
+        error = None if said.get("problem") is None else read_problem(said["problem"])
+        return cls(str(said["id"]), str(said["state"]), said.get("position"), answer, error)
+
+
+def read_problem(said: Any, retry_after: float | None = None) -> ProblemError:
+    """A problem within another document. Raises `KeyError`, `TypeError` or `ValueError` for what is none."""
+    code, detail, request_id = (str(said[name]) for name in ("code", "detail", "request_id"))
+    return problem_error(int(said["status"]), code, detail, request_id, retry_after)
 
 
 @dataclass(frozen=True)
@@ -147,7 +189,9 @@ class Model:
 
 
 def _read(kind: type[T], said: Mapping[str, Any]) -> T:
-    return kind(**{each.name: said[each.name] for each in fields(kind)})  # type: ignore[arg-type]  # each kind is a dataclass
+    """What an older service does not say has its default, where it has one."""
+    wanted = [each for each in fields(kind) if each.name in said or each.default is MISSING]  # type: ignore[arg-type]  # each kind is a dataclass
+    return kind(**{each.name: said[each.name] for each in wanted})
 
 
 def _region(said: Mapping[str, Any]) -> Region:

@@ -3,21 +3,41 @@
 from __future__ import annotations
 
 import asyncio
+import time
+import uuid
 from collections import deque
-from collections.abc import AsyncIterator, Callable, Iterable, Sized
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sized
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from service.client.answers import CaptionAnswer, Model, Speeds
-from service.client.errors import ClientError
+from service.client.answers import CaptionAnswer, Job, Model, Speeds, StreamedWord
+from service.client.batches import Batch
+from service.client.errors import ClientError, DeadlineError
 from service.client.images import Image, image_bytes
 from service.client.many import AHEAD, Item
-from service.client.retrying import TIMEOUT, Call, Options, Remaining, Tries, caption_call, read, settings
+from service.client.retrying import (
+    POLL,
+    TIMEOUT,
+    Call,
+    Options,
+    Tries,
+    caption_call,
+    job_call,
+    problem,
+    read_cancelled,
+    read_job,
+    reading,
+    sending,
+    settings,
+)
+from service.client.streaming import EVENT_STREAM, StreamReader
 from service.progress import bar
 
 T = TypeVar("T")
+
+_FAILURES = (ClientError, httpx.TransportError, httpx.DecodingError, TimeoutError)
 
 
 class AsyncClient:
@@ -41,9 +61,8 @@ class AsyncClient:
 
         A file is read in a thread, a Pillow image encoded in one.
         """
-        data = image if isinstance(image, bytes) else await asyncio.to_thread(image_bytes, image)
-        call, timeout = caption_call(data, options)
-        return await self._send(call, CaptionAnswer.read, timeout)
+        call, timeout = caption_call(await _bytes(image), options)
+        return await self._send(call, reading(CaptionAnswer.read), timeout)
 
     def caption_many(
         self, images: Iterable[Image], *, concurrency: int = 8, progress: bool = False, **options: Unpack[Options]
@@ -53,13 +72,82 @@ class AsyncClient:
             raise ValueError("concurrency must be 1 or more")
         return self._many(images, concurrency, progress, options)
 
+    async def captions(self, images: Iterable[Image], **options: Unpack[Options]) -> list[Item]:
+        """As that of `Client`."""
+        batch = await asyncio.to_thread(Batch, images, options)
+        timeout = options.get("timeout")
+        tries = Tries(self._timeout if timeout is None else timeout, self._tries)
+        while not batch.done:
+            call, _ = batch.call()
+            again: Exception | None
+            try:
+                again = await self._once(call, reading(batch.read), tries)
+            except _FAILURES as error:
+                again = error
+            if again is not None:
+                try:
+                    await asyncio.sleep(tries.pause_after(again))
+                except ClientError as error:
+                    batch.give_up(error)
+        return batch.items
+
+    async def stream(self, image: Image, **options: Unpack[Options]) -> AsyncGenerator[StreamedWord | CaptionAnswer]:
+        """As that of `Client`. Close the iterator (`aclose`) to leave it early."""
+        call, timeout = caption_call(await _bytes(image), options, Accept=EVENT_STREAM)
+        tries = Tries(self._timeout if timeout is None else timeout, self._tries)
+        reader = StreamReader(tries)
+        while True:
+            try:
+                async with self._http.stream(call.method, call.path, **sending(call, tries)) as response:
+                    if not response.is_success:
+                        await response.aread()
+                        raise problem(response)
+                    reader.begin(response)
+                    async for line in response.aiter_lines():
+                        said = reader.line(line)
+                        if said is not None:
+                            yield said
+                        if isinstance(said, CaptionAnswer):
+                            return
+                    reader.end()
+            except _FAILURES as error:
+                await asyncio.sleep(tries.pause_after(error))
+
+    async def submit(self, image: Image, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
+        """As that of `Client`."""
+        key = idempotency_key or uuid.uuid4().hex
+        call, timeout = caption_call(await _bytes(image), options, Prefer="respond-async", Idempotency_Key=key)
+        return await self._send(call, read_job, timeout)
+
+    async def job(self, id: str) -> Job:
+        """As that of `Client`."""
+        return await self._send(job_call("GET", id), read_job)
+
+    async def wait(self, id: str, timeout: float | None = None) -> CaptionAnswer:
+        """As that of `Client`. Cancelling this leaves the job as it is."""
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            job = await self.job(id)
+            if job.error is not None:
+                raise job.error
+            if job.answer is not None:
+                return job.answer
+            pause = POLL if job.retry_after is None else job.retry_after
+            if end is not None and time.monotonic() + pause > end:
+                raise DeadlineError(504, "", f"the job is still {job.state}")
+            await asyncio.sleep(pause)
+
+    async def cancel(self, id: str) -> bool:
+        """As that of `Client`."""
+        return await self._send(job_call("DELETE", id), read_cancelled)
+
     async def speeds(self) -> Speeds:
         """The speeds to choose from. Raises `ClientError`."""
-        return await self._send(Call("GET", "/v1/speeds"), Speeds.read)
+        return await self._send(Call("GET", "/v1/speeds"), reading(Speeds.read))
 
     async def model(self) -> Model:
         """The model served. Raises `ClientError`."""
-        return await self._send(Call("GET", "/v1/model"), Model.read)
+        return await self._send(Call("GET", "/v1/model"), reading(Model.read))
 
     async def ready(self) -> bool:
         """Whether the service captions now. One try; False too where it cannot be reached."""
@@ -110,19 +198,19 @@ class AsyncClient:
                     task.cancel()
                 await asyncio.gather(*waiting, return_exceptions=True)
 
-    async def _send(self, call: Call, kind: Callable[[Any], T], timeout: float | None = None) -> T:
+    async def _send(self, call: Call, read: Callable[[httpx.Response], T], timeout: float | None = None) -> T:
         tries = Tries(self._timeout if timeout is None else timeout, self._tries)
         while True:
             try:
-                async with asyncio.timeout(tries.seconds):
-                    response = await self._http.request(
-                        call.method,
-                        call.path,
-                        content=call.content,
-                        params=call.params,
-                        headers=call.headers,
-                        extensions={"timeout": Remaining(tries)},
-                    )
-                return read(response, kind)
-            except (ClientError, httpx.TransportError, httpx.DecodingError, TimeoutError) as error:
+                return await self._once(call, read, tries)
+            except _FAILURES as error:
                 await asyncio.sleep(tries.pause_after(error))
+
+    async def _once(self, call: Call, read: Callable[[httpx.Response], T], tries: Tries) -> T:
+        async with asyncio.timeout(tries.seconds):
+            response = await self._http.request(call.method, call.path, **sending(call, tries))
+        return read(response)
+
+
+async def _bytes(image: Image) -> bytes:
+    return image if isinstance(image, bytes) else await asyncio.to_thread(image_bytes, image)

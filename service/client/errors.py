@@ -45,6 +45,10 @@ class QuotaError(ProblemError):
     """The key's captions are used up until `retry_after`."""
 
 
+class UnknownJobError(ProblemError):
+    """No job of this key has the id: it was cancelled, or is no longer kept, or never was."""
+
+
 class BusyError(ProblemError):
     """The service has no place, no worker or no model, and had none until the deadline."""
 
@@ -61,7 +65,7 @@ _IMAGE = {
     "not_an_image", "undecodable_image", "too_many_pixels", "image_too_small", "body_too_large", "empty_body",
     "missing_image",
 }  # fmt: skip
-_OPTION = {"unknown_option", "invalid_option", "unknown_speed", "repeated_field"}
+_OPTION = {"unknown_option", "invalid_option", "unknown_speed", "repeated_field", "key_reused"}
 _BY_STATUS: dict[int, type[ProblemError]] = {
     401: UnauthorizedError,
     403: UnauthorizedError,  # of a gateway
@@ -83,4 +87,6 @@ def problem_error(
         kind = ImageRefusedError
     elif code in _OPTION:
         kind = OptionRefusedError
+    elif code == "unknown_job":
+        kind = UnknownJobError
     return kind(status, code, detail, request_id, retry_after)

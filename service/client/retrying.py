@@ -1,6 +1,7 @@
 """What is sent, how an answer is read, and when it is worth another try: all that both clients share, without I/O.
 
-To send a caption again is safe: the same photo at the same speed has the same caption, and nothing is kept of it.
+To send a caption again is safe: the same photo at the same speed has the same caption, and nothing is kept of it. A job
+is sent under a key of its own (`Idempotency-Key`), so that it is made once.
 """
 
 from __future__ import annotations
@@ -10,14 +11,16 @@ import random
 import re
 import time
 import uuid
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
 from typing import Any, Literal, TypedDict, TypeVar, cast
+from urllib.parse import quote
 
 import httpx
 
+from service.client.answers import Job
 from service.client.errors import (
     BusyError,
     ClientError,
@@ -25,6 +28,7 @@ from service.client.errors import (
     ProblemError,
     QuotaError,
     UnexpectedAnswerError,
+    UnknownJobError,
     UnreachableError,
     problem_error,
 )
@@ -34,6 +38,7 @@ DEFAULT_URL = "http://127.0.0.1:8000"
 TIMEOUT = 60.0  # seconds: twice what the service gives one try, so that there is time for another
 FIRST_PAUSE, LAST_PAUSE = 0.1, 5.0  # seconds; a restart takes some
 CONNECT = 5.0  # seconds for a connection: a machine that is gone does not refuse it
+POLL = 1.0  # seconds between two looks at a job, where the service does not say
 SHORTEST_TRY = 0.05  # seconds: with less time left nothing is sent
 AGAIN = frozenset({429, 502, 503, 504})  # and not 500: the photo may be at fault
 
@@ -47,11 +52,14 @@ class Options(TypedDict, total=False):
     tau: float | None  # nats, instead of a speed
     beam: int | None  # 1 to 5
     regions: bool | None  # whether to answer with the regions that were looked at
+    attention: bool | None  # whether to answer with where each word looked
     timeout_ms: int | None  # the service's deadline for one try
     priority: Literal["interactive", "batch"] | None
     timeout: float | None  # seconds that all tries may take together; by default the client's
     request_id: str | None  # by default one of chance, the same for all tries
     traceparent: str | None  # W3C Trace Context, of the caller's span
+    min_speed: str | float | None  # the bounds within which load may move the speed
+    max_speed: str | float | None
 
 
 @dataclass(frozen=True)
@@ -80,30 +88,84 @@ def settings(url: str | None, api_key: str | None) -> dict[str, Any]:
     return {"base_url": address, "headers": headers, "limits": httpx.Limits(max_connections=None)}
 
 
-def caption_call(image: bytes, options: Options) -> tuple[Call, float | None]:
-    """What to send, and the seconds it may take if the options say so. Raises `TypeError` for an unknown option."""
+def caption_call(image: bytes, options: Options, **headers: str) -> tuple[Call, float | None]:
+    """What to send, and the seconds it may take if the options say so. Raises `TypeError` for an unknown option.
+
+    `headers` say how to answer, `_` for `-`.
+    """
+    params, own, timeout = _split(options)
+    own |= {"Content-Type": "application/octet-stream"}
+    own |= {name.replace("_", "-"): value for name, value in headers.items()}
+    return Call("POST", "/v1/caption", image, params, own), timeout
+
+
+def batch_call(images: Iterable[bytes], options: Options) -> tuple[Call, float | None]:
+    """As `caption_call`, for many in one form."""
+    params, headers, timeout = _split(options)
+    files = [("images", (str(number), image)) for number, image in enumerate(images)]
+    form = httpx.Request("POST", DEFAULT_URL, files=files)
+    headers["Content-Type"] = form.headers["Content-Type"]
+    return Call("POST", "/v1/captions", form.read(), params, headers), timeout
+
+
+def job_call(method: str, id: str) -> Call:
+    """Asks after a job, or cancels it."""
+    return Call(method, f"/v1/jobs/{quote(id, safe='')}")
+
+
+def _split(options: Options) -> tuple[dict[str, str], dict[str, str], float | None]:
+    """What is said in the query, in headers, and to ourselves. Raises `TypeError` for an unknown option."""
     said = dict(options)
     if unknown := set(said) - set(Options.__annotations__):
         raise TypeError(f"no such option: {', '.join(sorted(unknown))}")
     timeout, request_id, traceparent = (said.pop(name, None) for name in ("timeout", "request_id", "traceparent"))
-    headers = {"Content-Type": "application/octet-stream", "X-Request-ID": str(request_id or uuid.uuid4().hex)}
+    headers = {"X-Request-ID": str(request_id or uuid.uuid4().hex)}
     if traceparent:
         headers["traceparent"] = str(traceparent)
     params = {name: _said(value) for name, value in said.items() if value is not None}
-    return Call("POST", "/v1/caption", image, params, headers), cast("float | None", timeout)
+    return params, headers, cast("float | None", timeout)
 
 
-def read(response: httpx.Response, kind: Callable[[Any], T]) -> T:
-    """The answer. Raises `ProblemError`, or `UnexpectedAnswerError` for what this service never says."""
-    if response.is_success:
+def reading(kind: Callable[[Any], T]) -> Callable[[httpx.Response], T]:
+    """Reads an answer whose JSON `kind` understands. Raises `ProblemError`, or `UnexpectedAnswerError` for what this
+    service never says.
+    """
+
+    def read(response: httpx.Response) -> T:
+        if not response.is_success:
+            raise problem(response)
         try:
             return kind(response.json())
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UnexpectedAnswerError(f"{response.url} answers something else than captions") from error
-    raise _problem(response)
+            raise unexpected(response) from error
+
+    return read
 
 
-def _problem(response: httpx.Response) -> ClientError:
+def read_job(response: httpx.Response) -> Job:
+    """Raises as the others do."""
+    job = reading(Job.read)(response)
+    return replace(job, retry_after=_retry_after(response.headers.get("retry-after", "")))
+
+
+def read_cancelled(response: httpx.Response) -> bool:
+    """Whether there was something to cancel. Raises as the others do."""
+    if response.status_code == 204:
+        return True
+    if response.is_success:
+        raise unexpected(response)
+    failure = problem(response)
+    if isinstance(failure, UnknownJobError):
+        return False
+    raise failure
+
+
+def unexpected(response: httpx.Response) -> UnexpectedAnswerError:
+    return UnexpectedAnswerError(f"{response.url} answers something else than captions")
+
+
+def problem(response: httpx.Response) -> ClientError:
+    """What an answer that is no success says. Its body must have been read."""
     said: Any = None
     if response.headers.get("content-type", "").startswith("application/problem+json"):
         try:
@@ -142,6 +204,11 @@ class Tries:
         self._end = clock() + timeout
         self._left = tries
         self._pause = FIRST_PAUSE
+
+    @property
+    def over(self) -> bool:
+        """Whether nothing is left of the time."""
+        return self._clock() >= self._end
 
     @property
     def seconds(self) -> float:
@@ -193,6 +260,16 @@ class Remaining(dict[str, float]):
 
     def get(self, key: str, default: Any = None) -> Any:
         return min(CONNECT, self._tries.seconds) if key == "connect" else self._tries.seconds
+
+
+def sending(call: Call, tries: Tries) -> dict[str, Any]:
+    """What httpx's `request` and `stream` take beside method and path."""
+    return {
+        "content": call.content,
+        "params": call.params,
+        "headers": call.headers,
+        "extensions": {"timeout": Remaining(tries)},
+    }
 
 
 def _said(value: object) -> str:

@@ -3,22 +3,42 @@
 from __future__ import annotations
 
 import threading
+import time
+import uuid
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import Future, ThreadPoolExecutor
 from types import TracebackType
-from typing import Any, Self, TypeVar, Unpack
+from typing import Self, TypeVar, Unpack
 
 import httpx
 
-from service.client.answers import CaptionAnswer, Model, Speeds
-from service.client.errors import ClientError, UnreachableError
+from service.client.answers import CaptionAnswer, Job, Model, Speeds, StreamedWord
+from service.client.batches import Batch
+from service.client.errors import ClientError, DeadlineError, UnreachableError
 from service.client.images import Image, image_bytes
 from service.client.many import AHEAD, Item
-from service.client.retrying import TIMEOUT, Call, Options, Remaining, Tries, caption_call, read, settings
+from service.client.retrying import (
+    POLL,
+    TIMEOUT,
+    Call,
+    Options,
+    Tries,
+    caption_call,
+    job_call,
+    problem,
+    read_cancelled,
+    read_job,
+    reading,
+    sending,
+    settings,
+)
+from service.client.streaming import EVENT_STREAM, StreamReader
 from service.progress import bar
 
 T = TypeVar("T")
+
+_FAILURES = (ClientError, httpx.TransportError, httpx.DecodingError)
 
 
 class Client:
@@ -60,13 +80,81 @@ class Client:
             raise ValueError("concurrency must be 1 or more")
         return self._many(images, concurrency, progress, options)
 
+    def captions(self, images: Iterable[Image], **options: Unpack[Options]) -> list[Item]:
+        """What became of each photo, in their order, all of them asked for in one request: a service takes 32, unless
+        its operator said otherwise. Those that were turned away are asked for again. For more photos, or to hear of
+        each as soon as it is known, `caption_many`.
+
+        Raises `TypeError` for an unknown option.
+        """
+        batch = Batch(images, options)
+        timeout = options.get("timeout")
+        tries = Tries(self._timeout if timeout is None else timeout, self._tries)
+        while not batch.done:
+            call, _ = batch.call()
+            again: Exception | None
+            try:
+                again = self._once(call, reading(batch.read), tries)
+            except _FAILURES as error:
+                again = error
+            if again is not None:
+                try:
+                    time.sleep(tries.pause_after(again))
+                except ClientError as error:
+                    batch.give_up(error)
+        return batch.items
+
+    def stream(self, image: Image, **options: Unpack[Options]) -> Iterator[StreamedWord | CaptionAnswer]:
+        """The words of the photo's caption as they are decided, and at the end the caption itself.
+
+        Where a word's `attempt` is higher than that of the one before, the caption was begun again, and all words
+        before are void. Leaving the loop over it hangs up, and the service stops working on it. Raises as `caption`.
+        """
+        call, timeout = caption_call(image_bytes(image), options, Accept=EVENT_STREAM)
+        return self._stream(call, Tries(self._timeout if timeout is None else timeout, self._tries))
+
+    def submit(self, image: Image, *, idempotency_key: str | None = None, **options: Unpack[Options]) -> Job:
+        """Has the photo captioned later, as a job that `job`, `wait` and `cancel` know by its `id`.
+
+        `idempotency_key`: your own name for it, under which it is made once, however often this is called; by default
+        one of chance. Raises as `caption`; `OptionRefusedError` also for a key that another request had.
+        """
+        key = idempotency_key or uuid.uuid4().hex
+        call, timeout = caption_call(image_bytes(image), options, Prefer="respond-async", Idempotency_Key=key)
+        return self._send(call, read_job, timeout)
+
+    def job(self, id: str) -> Job:
+        """How it stands with a job. Raises `ClientError`: `UnknownJobError` for one that is not there."""
+        return self._send(job_call("GET", id), read_job)
+
+    def wait(self, id: str, timeout: float | None = None) -> CaptionAnswer:
+        """The caption of a job. `timeout` in seconds; by default as long as the service lets it take.
+
+        Raises `ClientError`: what the job failed with, `UnknownJobError`, and `DeadlineError` where the time is over.
+        """
+        end = None if timeout is None else time.monotonic() + timeout
+        while True:
+            job = self.job(id)
+            if job.error is not None:
+                raise job.error
+            if job.answer is not None:
+                return job.answer
+            pause = POLL if job.retry_after is None else job.retry_after
+            if end is not None and time.monotonic() + pause > end:
+                raise DeadlineError(504, "", f"the job is still {job.state}")
+            time.sleep(pause)
+
+    def cancel(self, id: str) -> bool:
+        """Cancels a job, or forgets one that is done; False where there is none. Raises `ClientError`."""
+        return self._send(job_call("DELETE", id), read_cancelled)
+
     def speeds(self) -> Speeds:
         """The speeds to choose from. Raises `ClientError`."""
-        return self._send(Call("GET", "/v1/speeds"), Speeds.read)
+        return self._send(Call("GET", "/v1/speeds"), reading(Speeds.read))
 
     def model(self) -> Model:
         """The model served. Raises `ClientError`."""
-        return self._send(Call("GET", "/v1/model"), Model.read)
+        return self._send(Call("GET", "/v1/model"), reading(Model.read))
 
     def ready(self) -> bool:
         """Whether the service captions now. One try; False too where it cannot be reached."""
@@ -111,14 +199,33 @@ class Client:
                 left.set()
                 threads.shutdown(cancel_futures=True)
 
+    def _stream(self, call: Call, tries: Tries) -> Iterator[StreamedWord | CaptionAnswer]:
+        reader = StreamReader(tries)
+        while True:
+            try:
+                with self._http.stream(call.method, call.path, **sending(call, tries)) as response:
+                    if not response.is_success:
+                        response.read()
+                        raise problem(response)
+                    reader.begin(response)
+                    for line in response.iter_lines():
+                        said = reader.line(line)
+                        if said is not None:
+                            yield said
+                        if isinstance(said, CaptionAnswer):
+                            return
+                    reader.end()
+            except _FAILURES as error:
+                time.sleep(tries.pause_after(error))
+
     def _caption(self, image: Image, options: Options, left: threading.Event) -> CaptionAnswer:
         call, timeout = caption_call(image_bytes(image), options)
-        return self._send(call, CaptionAnswer.read, timeout, left)
+        return self._send(call, reading(CaptionAnswer.read), timeout, left)
 
     def _send(
         self,
         call: Call,
-        kind: Callable[[Any], T],
+        read: Callable[[httpx.Response], T],
         timeout: float | None = None,
         left: threading.Event | None = None,
     ) -> T:
@@ -126,15 +233,10 @@ class Client:
         tries = Tries(self._timeout if timeout is None else timeout, self._tries)
         while True:
             try:
-                response = self._http.request(
-                    call.method,
-                    call.path,
-                    content=call.content,
-                    params=call.params,
-                    headers=call.headers,
-                    extensions={"timeout": Remaining(tries)},
-                )
-                return read(response, kind)
-            except (ClientError, httpx.TransportError, httpx.DecodingError) as error:
+                return self._once(call, read, tries)
+            except _FAILURES as error:
                 if (left or threading.Event()).wait(tries.pause_after(error)):
                     raise UnreachableError("not tried again: nobody waits for it any more") from error
+
+    def _once(self, call: Call, read: Callable[[httpx.Response], T], tries: Tries) -> T:
+        return read(self._http.request(call.method, call.path, **sending(call, tries)))

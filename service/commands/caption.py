@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from service.commands.caption_at import StoppedError, captions_at
+from service.commands.caption_at import Piece, StoppedError, captions_at, words_at
 from service.commands.caption_file import NotACaptionFileError, Outcome, append, read_done, to_line
 from service.commands.loading import load_captioner, read_settings, stop
 from service.commands.photo_files import find_photos
@@ -49,12 +49,17 @@ def caption(
         typer.Option(help="Have a service caption, such as http://127.0.0.1:8000; its key is DEECAP_CLIENT_KEY."),
     ] = None,
     concurrency: Annotated[int, typer.Option(min=1, max=256, help="Photos asked for at once, with --url.")] = 8,
+    stream: Annotated[
+        bool, typer.Option("--stream", help="With --url: print the words as they are decided, one photo at a time.")
+    ] = False,
 ) -> None:
     """Caption photos.
 
     One photo prints its caption; several, or a folder, print a line each: path, tab, caption. A file that is no
     image is reported and the rest goes on; the exit code is then 1.
     """
+    if stream and (url is None or out is not None or as_json):
+        stop("--stream prints words of a service: it needs --url, and goes with neither --out nor --json")
     try:
         found = find_photos(photos)
         done = read_done(out) if out else set()
@@ -67,13 +72,15 @@ def caption(
         outcomes = captions_at(url, wanted, speed, tau, beam, concurrency)
     else:
         stop("give --url, or --bundle and --device: a service has its own")
+    alone = len(photos) == 1 and photos[0].is_file()
     try:
-        if out:
+        if stream and url is not None:
+            failed = _words_to_screen(words_at(url, wanted, speed, tau, beam), alone)
+        elif out:
             failed = _to_file(outcomes, len(wanted), out)
             if len(wanted) < len(found):
                 typer.echo(f"{len(found) - len(wanted)} were already in {shown(out)}", err=True)
         else:
-            alone = len(photos) == 1 and photos[0].is_file()
             failed = _to_screen(outcomes, as_json, alone)
     except StoppedError as error:
         stop(str(error), error.code)
@@ -121,6 +128,28 @@ def _to_screen(outcomes: Iterable[Outcome], as_json: bool, alone: bool) -> int:
             typer.echo(to_line(record))
         else:
             typer.echo(record["caption"] if alone else f"{shown(path)}\t{record['caption']}")
+    return failed
+
+
+def _words_to_screen(pieces: Iterable[Piece], alone: bool) -> int:
+    """Each word as soon as it is there. Returns how many photos failed."""
+    failed = 0
+    begun = False  # there are words in the line
+    for piece in pieces:
+        if begun and (piece.again or piece.failed):
+            typer.echo(" ...")  # that was not it
+            begun = False
+        if piece.failed:
+            say(f"{shown(piece.path)}: {piece.failed}")
+            failed += 1
+        elif piece.done:
+            typer.echo()
+            begun = False
+        else:
+            before = " " if begun else "" if alone else f"{shown(piece.path)}\t"
+            typer.echo(before + piece.word, nl=False)
+            sys.stdout.flush()
+            begun = True
     return failed
 
 

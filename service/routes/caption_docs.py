@@ -1,11 +1,12 @@
-"""What the OpenAPI page says of `POST /v1/caption`: the three forms of a request, and its problems."""
+"""What the OpenAPI page says of `POST /v1/caption`: the forms of a request and of an answer, and its problems."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from service.errors import KINDS, PROBLEM_JSON, problem_document
-from service.schemas import CaptionOptions, ProblemOut
+from service.routes.preferences import LONGEST_KEY
+from service.schemas import CaptionOptions, ProblemOut, RestartEventOut, WordEventOut
 
 # The smallest PNG that is not too small: eight by eight grey pixels.
 TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAAAAADhZOFXAAAAEElEQVR4nGNsYIAAJgaKGAAmCACQXTClHgAAAABJRU5ErkJggg=="
@@ -23,12 +24,14 @@ _DETAILS = {
     "malformed_multipart": "Missing boundary in multipart.",
     "unauthorized": "There is none in this request: send Authorization: Bearer <key>, or X-API-Key: <key>.",
     "not_found": "No problem has this code; there are bad_request, empty_body and more.",
+    "unknown_job": "No job has this id: it was cancelled, or is no longer kept, or never was.",
     "invalid_request": "path.id: Field required",
     "body_timeout": "The body was not there after 30 seconds.",
     "body_too_large": "At most 20,000,000 bytes are taken.",
     "unsupported_media_type": "Content-Type text/plain is not taken.",
     "not_an_image": "The first bytes are of no known image format.",
     "missing_image": "There must be a file, not empty, in the field `image`.",
+    "too_many_images": "At most 32 photos are taken in one request.",
     "repeated_field": "The option speed was given more than once.",
     "bad_base64": "Incorrect padding",
     "undecodable_image": "The image is broken or incomplete: its pixels cannot be decoded.",
@@ -37,6 +40,7 @@ _DETAILS = {
     "unknown_option": "Not known: sped.",
     "invalid_option": "options: give speed or tau, not both",
     "unknown_speed": "speed must be one of full, balanced, fast, turbo or a number from 1 to 4.20",
+    "key_reused": "Idempotency-Key: it named a request with another photo or other options before.",
     "quota_exceeded": "This key may ask for 60 captions per minute; try again in 3 s.",
     "internal": "Something went wrong here; the request id finds it in the log.",
     "poison": "Each time a worker took the photo, the worker stopped: it was given up.",
@@ -47,7 +51,7 @@ _DETAILS = {
     "unavailable": "The queue cannot be reached at the moment.",
     "deadline_exceeded": "The caption was not ready by the deadline (timeout_ms).",
 }
-_OF_OTHERS = {"bad_request", "not_found", "invalid_request"}  # never told of a caption
+_OF_OTHERS = {"bad_request", "not_found", "unknown_job", "too_many_images", "invalid_request"}  # not of one caption
 NOT_READY = ("not_ready", "no_worker", "unavailable", "stopping")  # why no caption can be had, for now
 
 
@@ -71,7 +75,8 @@ def problem_responses(*codes: str) -> dict[int | str, dict[str, Any]]:
     return responses
 
 
-def _query_parameters() -> list[dict[str, Any]]:
+def query_parameters() -> list[dict[str, Any]]:
+    """The options, as parameters of the query."""
     parameters = []
     for name, schema in CaptionOptions.model_json_schema()["properties"].items():
         parameter = {"name": name, "in": "query", "required": False, "schema": schema}
@@ -85,8 +90,29 @@ def _with_image(image: dict[str, Any]) -> dict[str, Any]:
     return {"type": "object", "required": ["image"], "properties": {"image": image, **options}}
 
 
+_HEADER_PARAMETERS: list[dict[str, Any]] = [
+    {
+        "name": "Prefer",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string"},
+        "description": "`respond-async` (RFC 7240): answer 202 with the address of a job, and caption later. Every "
+        "other preference is passed over, and so is this one with `Accept: text/event-stream`.",
+        "examples": {"later": {"summary": "Answer at once, caption later", "value": "respond-async"}},
+    },
+    {
+        "name": "Idempotency-Key",
+        "in": "header",
+        "required": False,
+        "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]+$"},
+        "description": "With `Prefer: respond-async`, a name of the client's own for this request: sent again, it "
+        "is the same job. Without, it has no effect, since a caption may be asked for as often as one likes.",
+        "examples": {"uuid": {"summary": "Anything unique", "value": "8e03978e-40d5-43e8-bc93-6894a57f9324"}},
+    },
+]
+
 OPENAPI: dict[str, Any] = {
-    "parameters": _query_parameters(),
+    "parameters": [*query_parameters(), *_HEADER_PARAMETERS],
     "requestBody": {
         "required": True,
         "description": "JPEG, PNG, WebP, GIF, BMP or TIFF; of an animation the first frame. From a shell: "
@@ -113,37 +139,104 @@ OPENAPI: dict[str, Any] = {
     },
 }
 
+# A caption, as the examples show it.
+CAPTION_EXAMPLE: dict[str, Any] = {
+    "caption": "a dog runs",
+    "confidence": 0.41,
+    "words": [
+        {"text": "a", "exit_layer": 1, "entropy": 0.9},
+        {"text": "dog", "exit_layer": 3, "entropy": 2.2},
+        {"text": "runs", "exit_layer": 2, "entropy": 1.7},
+    ],
+    "speed": {"requested": "fast", "tier": "fast", "tau": 3.1, "promised": 3.0, "moved_by_load": False},
+    "speedup": 3.43,
+    "timings_ms": {
+        "queue": 0.1,
+        "decode_image": 2.4,
+        "look": 31.0,
+        "describe": 12.5,
+        "total": 47.2,
+    },
+    "model": {"name": "deecap-flickr8k", "revision": "0123456789ab"},
+    "request_id": "6f9619ff8b86d011",
+}
+_STREAM_EXAMPLE = """event: word
+data: {"index": 0, "text": "a", "exit_layer": 1, "entropy": 0.9, "attempt": 1}
+
+event: word
+data: {"index": 1, "text": "dog", "exit_layer": 3, "entropy": 2.2, "attempt": 1}
+
+: keep-alive
+
+event: word
+data: {"index": 2, "text": "runs", "exit_layer": 2, "entropy": 1.7, "attempt": 1}
+
+event: caption
+data: {"caption": "a dog runs", "confidence": 0.41, ...}
+
+"""
+_EVENT: dict[str, Any] = {
+    "type": "object",
+    "description": "One event.",
+    "required": ["event", "data"],
+    "properties": {
+        "event": {"enum": ["word", "restart", "caption", "problem"]},
+        "data": {
+            "type": "string",
+            "contentMediaType": "application/json",
+            "contentSchema": {
+                "anyOf": [
+                    {"$ref": f"#/components/schemas/{name}"}
+                    for name in ("WordEventOut", "RestartEventOut", "CaptionOut", "ProblemOut")
+                ]
+            },
+        },
+        "retry": {"type": "integer", "description": "Milliseconds until it is worth another try."},
+    },
+}
+_STREAM = (
+    "With `Accept: text/event-stream`, server-sent events. `word` (`WordEventOut`) for each word as it is decided "
+    "(with a `beam` of 2 or more, all at the end); `restart` (`RestartEventOut`) where another worker has to begin the "
+    "caption again: the words so far are void; and one at the end: `caption` (`CaptionOut`), or `problem` "
+    "(`ProblemOut`), with `retry`, in milliseconds, where another try is worth it. A comment every 10 seconds keeps "
+    "the connection open. A problem before anything was sent is answered as any other, with its status. To hang up "
+    "stops the work."
+)
+
 RESPONSES: dict[int | str, dict[str, Any]] = {
     200: {
-        "description": "The caption",
+        "description": f"The caption. {_STREAM}",
         "headers": {
             "Server-Timing": {
-                "description": "The milliseconds of `timings_ms`, for a browser's tools.",
+                "description": "The milliseconds of `timings_ms`, for a browser's tools; not of a stream.",
                 "schema": {"type": "string"},
             },
         },
         "content": {
+            "application/json": {"example": CAPTION_EXAMPLE},
+            "text/event-stream": {"schema": _EVENT, "example": _STREAM_EXAMPLE},
+        },
+    },
+    202: {
+        "description": "With `Prefer: respond-async`: the job is taken, and is to be found at `Location`.",
+        "headers": {
+            "Location": {"description": "`/v1/jobs/{id}`", "schema": {"type": "string"}},
+            "Preference-Applied": {"description": "RFC 7240.", "schema": {"type": "string"}},
+            "Retry-After": {
+                "description": "Seconds until it is worth a look; not where the job is done already.",
+                "schema": {"type": "integer"},
+            },
+        },
+        "content": {
             "application/json": {
+                "schema": {"$ref": "#/components/schemas/JobOut"},
                 "example": {
-                    "caption": "a dog runs",
-                    "confidence": 0.41,
-                    "words": [
-                        {"text": "a", "exit_layer": 1, "entropy": 0.9},
-                        {"text": "dog", "exit_layer": 3, "entropy": 2.2},
-                        {"text": "runs", "exit_layer": 2, "entropy": 1.7},
-                    ],
-                    "speed": {"requested": "fast", "tier": "fast", "tau": 3.1, "promised": 3.0},
-                    "speedup": 3.43,
-                    "timings_ms": {
-                        "queue": 0.1,
-                        "decode_image": 2.4,
-                        "look": 31.0,
-                        "describe": 12.5,
-                        "total": 47.2,
-                    },
-                    "model": {"name": "deecap-flickr8k", "revision": "0123456789ab"},
-                    "request_id": "6f9619ff8b86d011",
-                }
+                    "id": "4f3d2c1b0a99887766554433" + "0123456789abcdef",
+                    "state": "queued",
+                    "position": 3,
+                    "result": None,
+                    "problem": None,
+                },
             }
         },
     },
@@ -155,7 +248,8 @@ def add_problem_schema(document: dict[str, Any]) -> dict[str, Any]:
     """The OpenAPI document with the schema that `problem_responses` refer to, and with the problems of addresses that
     have a part to fill in: nothing may be there, and what FastAPI refuses is told in our shape, not in its own."""
     schemas = document.setdefault("components", {}).setdefault("schemas", {})
-    schemas["ProblemOut"] = ProblemOut.model_json_schema()
+    for each in (ProblemOut, WordEventOut, RestartEventOut):
+        schemas[each.__name__] = each.model_json_schema()
     for path, operations in document["paths"].items():
         for operation in operations.values():
             responses = operation["responses"]

@@ -13,6 +13,7 @@ from service.images import ImageLimits
 from service.keys import Quota
 from service.metrics import Metrics
 from service.settings import Settings
+from service.uploads import Uploads
 
 
 @dataclass(frozen=True)
@@ -24,6 +25,7 @@ class Context:
     metrics: Metrics
     limits: ImageLimits
     quota: Quota
+    uploads: Uploads
 
     def install(self, app: FastAPI) -> None:
         app.state.context = self
@@ -44,6 +46,13 @@ class Context:
                 f"This key may ask for {per_minute} captions per minute; try again in {seconds} s.",
                 retry_after=seconds,
             )
+        request.state.charged = getattr(request.state, "charged", 0) + captions
+
+    def give_back(self, request: Request, captions: int) -> None:
+        """Of those that the request was charged for, where its status does not say that it was refused."""
+        if captions and getattr(request.state, "key", None) is not None:
+            self.quota.give_back(request.state.key, captions)
+            request.state.charged -= captions
 
 
 def context_of(request: Request) -> Context:

@@ -14,7 +14,7 @@ from service.front import Front
 from service.images import check_header
 from service.jobs import Answer, Job, ModelInfo
 from service.requirements_check import installed_version
-from service.routes.caption import new_job, unless_gone
+from service.routes.asking import new_job, unless_gone
 from service.routes.context import Context, context_of
 from service.routes.open_inference_docs import (
     INFER,
@@ -53,7 +53,8 @@ OUTPUTS = (
 _OF_THE_PROTOCOL = {
     "binary_data_output", "content_type", "headers", "sequence_id", "sequence_start", "sequence_end",
 }  # fmt: skip
-_OPTIONS = [name for name in CaptionOptions.model_fields if name != "regions"]  # which no output tells
+# No output tells of these.
+_OPTIONS = [name for name in CaptionOptions.model_fields if name not in ("regions", "attention")]
 
 
 def _version(request: Request) -> str:

@@ -7,6 +7,7 @@ import base64
 import binascii
 import json
 from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -14,6 +15,8 @@ from starlette.formparsers import MultiPartException, MultiPartParser
 from starlette.requests import ClientDisconnect
 
 from service.errors import Problem, printable
+from service.jobs import PRIORITIES, Priority
+from service.routes.context import context_of
 from service.schemas import CaptionOptions, read_options
 
 IMAGE = "image"
@@ -22,6 +25,7 @@ _RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded
 # A request has one file and eight options; the rest of the room is for telling people what is wrong with theirs.
 _MAX_PARTS = 32
 _MAX_PART_BYTES = 10_000
+_INLINE_JSON = 50_000  # bytes: 0.3 ms, and a thread costs 0.1 and its turn; larger bodies would make others wait
 
 _TYPE_HELP = "Send an image as the body, multipart/form-data with a file `image`, or JSON with `image` in base64."
 Pairs = list[tuple[str, object]]
@@ -33,44 +37,71 @@ async def read_request(request: Request, max_bytes: int, seconds: float) -> tupl
     `seconds` bounds the body's arrival. Raises `Problem` for everything that is wrong but the image itself.
     """
     kind = _media_type(request)
-    body = await read_body(request, max_bytes, seconds)
-    if not body:
-        raise Problem("empty_body", _TYPE_HELP)
     pairs: Pairs = list(request.query_params.multi_items())
     if kind == "multipart":
-        image, more = await _from_multipart(request, body)
-    elif kind == "json":
-        image, more = await asyncio.to_thread(_from_json, body)  # megabytes of base64 take a while
-    else:
-        image, more = body, []
+        image, more = await _from_multipart(request, max_bytes, seconds)
+        return image, read_options(pairs + more)
+    default: Priority | None = "interactive" if kind == "raw" else None  # others may say it in the body
+    body = await read_body(request, max_bytes, seconds, priority_asked(request, default))
+    if not body:
+        raise Problem("empty_body", _TYPE_HELP)
+    if kind == "raw":
+        return body, read_options(pairs)
+    image, more = _from_json(body) if len(body) <= _INLINE_JSON else await asyncio.to_thread(_from_json, body)
     return image, read_options(pairs + more)
 
 
-async def read_body(request: Request, max_bytes: int, seconds: float) -> bytes:
-    """The whole body. Raises `Problem`: `body_timeout`, `client_gone`, and `body_too_large` as soon as more than
-    `max_bytes` are announced or counted.
-    """
+def priority_asked(request: Request, otherwise: Priority | None = None) -> Priority | None:
+    """Of the query; the body, which may say it too, is not there yet."""
+    asked = request.query_params.get("priority")
+    return next((priority for priority in PRIORITIES if priority == asked), otherwise)
+
+
+async def read_body(request: Request, max_bytes: int, seconds: float, priority: Priority | None = None) -> bytes:
+    """The whole body. Raises `Problem`: `body_timeout`, and as `chunks` does."""
+    body = bytearray()
+    async with body_within(seconds):
+        async for chunk in chunks(request, max_bytes, priority):
+            body += chunk
+    return bytes(body)
+
+
+@asynccontextmanager
+async def body_within(seconds: float) -> AsyncGenerator[None, None]:
+    """Raises `Problem` `body_timeout` where what is done within takes longer."""
     try:
         async with asyncio.timeout(seconds):
-            return await _read_body(request, max_bytes)
+            yield
     except TimeoutError as error:
         raise Problem("body_timeout", f"The body was not there after {seconds:g} seconds.") from error
 
 
-async def _read_body(request: Request, max_bytes: int) -> bytes:
+async def chunks(request: Request, max_bytes: int, priority: Priority | None = None) -> AsyncGenerator[bytes, None]:
+    """The body as it comes, none of it empty. `priority`: of the photos in it, where that is known already.
+
+    Its bytes count as held until the request is over. Raises `Problem`: `overloaded` where there is no place in the
+    queue or no room for the body, before it is sent if that can be known; `body_too_large` as soon as more than
+    `max_bytes` are announced or counted; `client_gone`.
+    """
+    context = context_of(request)
+    length = request.headers.get("content-length", "")
+    announced = int(length[:20]) if length.isdecimal() else 0
     too_large = Problem("body_too_large", f"At most {max_bytes:,} bytes are taken.")
-    announced = request.headers.get("content-length", "")
-    if announced.isdecimal() and int(announced[:20]) > max_bytes:  # spares the upload; the count is what holds
+    if announced > max_bytes:
         raise too_large
-    body = bytearray()
+    await context.front.check_room(context.settings.depths, priority)
+    upload = request.state.upload = context.uploads.begin(announced)
+    count = 0
     try:
         async for chunk in request.stream():
-            if len(body) + len(chunk) > max_bytes:
+            count += len(chunk)
+            if count > max_bytes:  # the announcement spares the upload; the count is what holds
                 raise too_large
-            body += chunk
+            upload.add(len(chunk))
+            if chunk:
+                yield chunk
     except ClientDisconnect as error:
         raise Problem("client_gone", "The connection closed before the body was complete.") from error
-    return bytes(body)
 
 
 def refuse_encoded(request: Request) -> None:
@@ -93,16 +124,25 @@ def _media_type(request: Request) -> str:
     raise Problem("unsupported_media_type", f"Content-Type {printable(declared)} is not taken. {_TYPE_HELP}")
 
 
-async def _from_multipart(request: Request, body: bytes) -> tuple[bytes, Pairs]:
-    async def whole() -> AsyncGenerator[bytes, None]:
-        yield body
+async def _from_multipart(request: Request, max_bytes: int, seconds: float) -> tuple[bytes, Pairs]:
+    """Parsed as it comes, a millisecond at a time at most, so that the bytes are there once and nobody else waits."""
+    empty = True
+
+    async def body() -> AsyncGenerator[bytes, None]:
+        nonlocal empty
+        async for chunk in chunks(request, max_bytes, priority_asked(request)):
+            empty = False
+            yield chunk
+        if empty:
+            raise Problem("empty_body", _TYPE_HELP)
 
     parser = MultiPartParser(
-        request.headers, whole(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_PART_BYTES
+        request.headers, body(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_PART_BYTES
     )
-    parser.spool_max_size = len(body) + 1  # stays in memory: the disk may be read-only
+    parser.spool_max_size = max_bytes + 1  # stays in memory: the disk may be read-only
     try:
-        form = await parser.parse()
+        async with body_within(seconds):
+            form = await parser.parse()
     except MultiPartException as error:
         raise Problem("malformed_multipart", printable(error.message, 200)) from error
     except ValueError as error:  # an odd charset or boundary

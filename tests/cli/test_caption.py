@@ -14,6 +14,8 @@ import pytest
 from pydantic import SecretStr
 
 from service.app import create_app
+from service.commands.caption import _words_to_screen
+from service.commands.caption_at import Piece
 from service.settings import Settings
 from tests.service.fakes import FakeCaptioner
 from tests.service.test_process import free_port, serving
@@ -292,12 +294,35 @@ class TestAtAService:
             (["--speed", "fast", "--tau", "1"], 2, "give speed or tau, not both"),
             (["--device", "cpu"], 2, "a service has its own"),
             (["--bundle", "x"], 2, "a service has its own"),
+            (["--stream", "--json"], 2, "goes with neither"),
+            (["--stream", "--out", "x.jsonl"], 2, "goes with neither"),
+            (["--stream", "--speed", "warp"], 2, "error: speed must be one of"),
         ],
     )
     def test_what_cannot_be_asked(self, command, photos, service, options, code, says):
         result = command("caption", *photos(30, 40), "--url", service, *options)
         assert (result.exit_code, result.stdout) == (code, "")
         assert says in result.stderr
+
+    def test_words_as_they_come(self, command, photos, service):
+        first, second, third = photos(30, 40, 50)
+        assert command("caption", first, "--url", service, "--stream").stdout == "75 30 20\n"
+        second.write_text("no picture at all")
+        result = command("caption", first, second, third, "--url", service, "--stream")
+        assert result.exit_code == 1
+        assert result.stdout == f"{first}\t75 30 20\n{third}\t75 50 20\n"
+        assert result.stderr.startswith(f"{second}: The first bytes are of no known image format")
+        alone = command("caption", first, "--stream")
+        assert (alone.exit_code, alone.stdout) == (2, "")
+        assert "it needs --url" in alone.stderr
+
+    def test_a_caption_that_begins_again_begins_a_line(self, monkeypatch, capsys):
+        pieces = [Piece("a", "one"), Piece("a", "two"), Piece("a", "three", again=True), Piece("a", done=True)]
+        pieces += [Piece("b", "four"), Piece("b", failed="made up")]
+        assert _words_to_screen(pieces, alone=False) == 1
+        said = capsys.readouterr()
+        assert said.out == "a\tone two ...\na\tthree\nb\tfour ...\n"
+        assert said.err == "b: made up\n"
 
     def test_who_has_no_key_and_what_is_no_address(self, command, photos, service, monkeypatch):
         monkeypatch.setenv("DEECAP_CLIENT_KEY", "wrong-horse")

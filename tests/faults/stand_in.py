@@ -7,27 +7,26 @@ that survive any JPEG. So a caption proves that its own photo went all the way.
 from __future__ import annotations
 
 import io
-import itertools
 import os
 import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Literal
 
 import numpy as np
 from PIL import Image
 
-from model.caption import Caption, Regions, Word
-from model.exits import ResolvedSpeed
-from tests.service.fakes import LAYERS, SPEEDS
+from model.caption import Regions, Word
+from tests.service.fakes import InMaking, MadeUpCaptioner
 
-Kind = Literal["good", "raises", "deadly"]
-KINDS: tuple[Kind, ...] = ("good", "raises", "deadly")
+Kind = Literal["good", "raises", "deadly", "slow"]
+KINDS: tuple[Kind, ...] = ("good", "raises", "deadly", "slow")
 BLOCK = 8  # pixels: JPEG's own block, so that neighbours do not leak
 BITS = {"mark": 4, "number": 20, "kind": 2, "ms": 6}  # 32 in all: two rows of 16 blocks
 MARK = 0b1010  # no canary begins with it
 PER_ROW = 16
+STEPS = 7  # of a caption: its six words, and the end
+SLOW_STEP = 0.2  # seconds, of a slow photo's caption
 DEADLY_STATUS = 66  # what the process exits with
 
 
@@ -69,17 +68,7 @@ def caption_of(number: int, tau: float, beam: int = 1) -> str:
     return f"photo {number} tau{tau:g} beam{beam}"
 
 
-@dataclass
-class _InMaking:
-    number: int
-    speed: ResolvedSpeed
-    beam: int
-    deadline: float
-    seconds: float  # that the model has worked on it
-    steps: int = 0
-
-
-class StandIn:
+class StandIn(MadeUpCaptioner):
     """Looks take `look` seconds a photo, and all steps of a caption together `words` seconds, beside how many others.
 
     So it does as much per second in batches as one by one, which is about how a model on a processor behaves, and its
@@ -91,28 +80,12 @@ class StandIn:
     name = "stand-in"
     revision = "57a9d1057a9d"
     extractor_revision = "57a9d10e7ac7"
-    layers = LAYERS
-    device = "cpu"
-    vocabulary_size = 3
-    speeds = SPEEDS
-    slots = 8
 
-    def __init__(
-        self, look: float, words: float, steps: int = 6, on_work: Callable[[float, float], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, look: float, words: float, on_work: Callable[[float, float], None] = lambda *_: None) -> None:
+        super().__init__()
         self.hangs = threading.Event()
-        self._look, self._words, self._steps, self._on_work = look, words, steps, on_work
-        self._tickets = itertools.count(1)
-        self._making: dict[int, _InMaking] = {}
-        self._over: list[tuple[int, Caption | str]] = []
-
-    @property
-    def free(self) -> int:
-        return self.slots - sum(each.beam for each in self._making.values())
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._making)
+        self._look, self._words, self._on_work = look, words, on_work
+        self._worked: dict[InMaking, float] = {}  # seconds that the model has worked on each
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         return np.array(read(image))
@@ -126,50 +99,37 @@ class StandIn:
         looks = [ms / 1000 or self._look for number, ms in zip(numbers, milliseconds, strict=True) if number]
         took = self._work(sum(looks))
         box = np.array([[0, 0, 1, 1]], np.float32)
-        return [Regions(box, np.array([[number, took]])) for number in numbers]
+        return [Regions(box, np.array([[number, kind, took]])) for number, kind in zip(numbers, kinds, strict=True)]
 
-    def begin(
-        self,
-        batch: Sequence[Regions],
-        speeds: Sequence[ResolvedSpeed],
-        beams: Sequence[int],
-        deadlines: Sequence[float],
-    ) -> list[int]:
-        tickets = []
-        for regions, speed, beam, deadline in zip(batch, speeds, beams, deadlines, strict=True):
-            number, took = regions.features[0].tolist()
-            tickets.append(next(self._tickets))
-            self._making[tickets[-1]] = _InMaking(int(number), speed, beam, deadline, took)
-        assert self.free >= 0, "more was begun than there are slots"
-        return tickets
+    def words_of(self, each: InMaking) -> tuple[Word, ...]:
+        number, _, _ = _photo_of(each)
+        said = f"{caption_of(number, each.speed.tau, each.beam)} model {self._worked.get(each, 0.0) * 1e6:.0f}"
+        return tuple(Word(word, 1, 0.5, -0.1) for word in [*said.split(), ""])
 
-    def cancel(self, ticket: int) -> None:
-        self._making.pop(ticket, None)
+    def words_so_far(self, ticket: int, begin: int = 0) -> tuple[Word, ...]:
+        """Not the last, the time that it all took: that is known at the end."""
+        return super().words_so_far(ticket, begin)[: max(0, STEPS - 2 - begin)]
+
+    def steps_of(self, each: InMaking) -> int:
+        """No canary costs anything."""
+        number, _, _ = _photo_of(each)
+        return STEPS if number else 1
 
     def step(self) -> None:
-        while self.hangs.is_set() and any(each.number for each in self._making.values()):
+        photos = {each: _photo_of(each) for each in self.making.values()}
+        real = {each: photo for each, photo in photos.items() if photo[0]}
+        while self.hangs.is_set() and real:
             time.sleep(1)
-        took = self._work(sum(self._words / self._steps for each in self._making.values() if each.number))
-        for ticket, each in list(self._making.items()):
-            each.steps += 1
-            each.seconds += took
-            if each.deadline <= time.monotonic():
-                self._over.append((ticket, "deadline"))
-            elif each.steps == self._steps or not each.number:
-                said = f"{caption_of(each.number, each.speed.tau, each.beam)} model {each.seconds * 1e6:.0f}"
-                steps = tuple(Word(word, 1, 0.5, -0.1) for word in [*said.split(), ""])
-                self._over.append((ticket, Caption(steps, each.speed, LAYERS)))
-            else:
-                continue
-            del self._making[ticket]
-
-    def finished(self) -> list[tuple[int, Caption | str]]:
-        over, self._over = self._over, []
-        return over
+        slow = KINDS.index("slow")
+        took = self._work(sum(SLOW_STEP if kind == slow else self._words / STEPS for _, kind, _ in real.values()))
+        for each, (_, _, looked) in real.items():
+            self._worked[each] = self._worked.get(each, looked) + took
+        super().step()
+        self._worked = {each: seconds for each, seconds in self._worked.items() if each in self.making.values()}
 
     def reset(self) -> None:
-        self._making.clear()
-        self._over.clear()
+        super().reset()
+        self._worked.clear()
 
     def _work(self, seconds: float) -> float:
         """Sleeps, and returns how long that took."""
@@ -180,3 +140,9 @@ class StandIn:
         end = time.monotonic()
         self._on_work(begin, end)
         return end - begin
+
+
+def _photo_of(each: InMaking) -> tuple[int, int, float]:
+    """Number, kind and seconds that the look took."""
+    number, kind, took = each.regions.features[0].tolist()
+    return int(number), int(kind), took

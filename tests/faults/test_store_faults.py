@@ -1,12 +1,13 @@
-"""Redis is killed and comes back, empty or with what it had: every accepted photo is answered exactly once."""
+"""Redis is killed or hangs, and comes back empty or with what it had: every accepted photo is answered exactly once."""
 
 from __future__ import annotations
 
 import asyncio
+import signal
 
 import pytest
 
-from tests.faults.cluster import QUEUE, Cluster
+from tests.faults.cluster import QUEUE, WORKER_TIMEOUT, Cluster
 from tests.faults.conftest import Books
 from tests.faults.load import Load, assert_all_answered, codes
 
@@ -15,6 +16,7 @@ pytestmark = pytest.mark.anyio
 RATE = 22
 BURST = 60  # photos: twice as many as workers take at once
 OUTAGE = 0.7  # seconds
+LONG_OUTAGE = 2 * WORKER_TIMEOUT  # seconds in which no worker can beat
 AWAY = ("unavailable", "no_worker")  # what new photos may be told until workers and store have found each other again
 
 
@@ -62,3 +64,34 @@ async def test_a_store_that_comes_back_empty(cluster: Cluster, books: Books) -> 
     books.check(load.all, store=False)
     resubmitted = cluster.front.metrics().value("deecap_resubmissions_total") - before
     assert resubmitted > 0, "the front submitted nothing again: the test shows nothing"
+
+
+@pytest.mark.parametrize("how", ["hangs", "ends"])
+async def test_a_long_outage_is_no_workers_death(cluster: Cluster, books: Books, how: str) -> None:
+    """Else each such outage would be one of the tries of every photo in the workers' hands."""
+    async with Load(cluster.front.address) as load:
+        await load.run(RATE, 0.5)
+        await load.answers()
+        answered = cluster.count("answered") - len(load.all)
+        before = load.burst(BURST)
+        await until_taken(cluster, answered + len(load.all))
+        if how == "hangs":
+            cluster.redis.pause()
+        else:
+            cluster.redis.kill()
+        await load.run(RATE, LONG_OUTAGE)
+        slow = cluster.workers[0]  # to find its way back
+        slow.signal(signal.SIGSTOP)
+        try:
+            if how == "hangs":
+                cluster.redis.resume()
+            else:
+                cluster.redis.start()
+            await load.run(RATE, WORKER_TIMEOUT / 2)
+        finally:
+            slow.signal(signal.SIGCONT)
+        await load.run(RATE, 1.5)
+    assert_all_answered(load.all, but=AWAY)
+    assert_all_answered(before)
+    books.check(load.all)
+    assert (books.new_redelivered, books.new_dead) == (0, 0), "workers that could not beat were taken for dead"

@@ -1,13 +1,18 @@
-"""Apps that run within a test, and waiting for what comes about."""
+"""Apps that run within a test, waiting for what comes about, and reading what a stream says."""
 
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 import httpx
+import uvicorn
 from fastapi import FastAPI
+
+Event = tuple[str, Any]  # its name and its data; ("", comment) for a comment
 
 
 @asynccontextmanager
@@ -19,6 +24,21 @@ async def running(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         httpx.AsyncClient(transport=transport, base_url="http://test", timeout=10) as client,
     ):
         yield client
+
+
+@asynccontextmanager
+async def listening(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
+    """As `running`, over a real socket: what is sent is there before the answer is whole."""
+    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
+    serving = asyncio.create_task(server.serve())
+    try:
+        await until(lambda: server.started)
+        port = server.servers[0].sockets[0].getsockname()[1]
+        async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{port}", timeout=10) as client:
+            yield client
+    finally:
+        server.should_exit = True
+        await serving
 
 
 async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
@@ -47,3 +67,21 @@ async def scrape(client: httpx.AsyncClient) -> Callable[[str], float]:
         return float(found[0].rsplit(" ", 1)[1])
 
     return value
+
+
+async def events(response: httpx.Response) -> AsyncIterator[Event]:
+    """What a `text/event-stream` says, as it comes. The field `retry` comes as an event of that name before its own."""
+    name = ""
+    async for line in response.aiter_lines():
+        field, _, value = line.partition(":")
+        value = value.removeprefix(" ")
+        if line.startswith(":"):
+            yield "", value
+        elif field == "event":
+            name = value
+        elif field == "retry":
+            yield "retry", int(value)
+        elif field == "data":
+            yield name, json.loads(value)
+        else:
+            assert line == "", f"no line of such a stream: {line!r}"

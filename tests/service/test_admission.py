@@ -12,12 +12,14 @@ import pytest
 from fastapi import FastAPI
 from PIL import Image
 
-import service.worker
+import service.caption_maker
 from service import images
 from service.app import create_app
+from service.errors import Problem
 from service.images import ImageLimits
 from service.routes.context import Context
 from service.settings import Settings
+from service.uploads import Uploads
 from tests.service import pictures
 from tests.service.checks import assert_problem
 from tests.service.fakes import LOST, FakeBroker, FakeCaptioner, answer_to
@@ -80,7 +82,7 @@ async def test_interactive_photos_go_before_batch(
             begun.append(header.width - 40)
         return images.decode(image, limits)
 
-    monkeypatch.setattr(service.worker, "decode", decode)
+    monkeypatch.setattr(service.caption_maker, "decode", decode)
     captioner.looking.clear()
     captioner.go.clear()
     front = Context.of(app).front
@@ -111,7 +113,7 @@ async def test_a_deadline_is_told_in_time_and_spares_the_work(
     captioner.go.set()
     assert (await client.post(URL, content=photo(1))).status_code == 200
     assert len(captioner.described) == described + 1
-    assert (await scrape(client))('deecap_deadline_misses_total{place="front"}') == 1
+    assert (await scrape(client))('deecap_deadline_misses_total{place="worker"}') == 1
 
 
 async def test_a_job_past_its_deadline_is_not_looked_at(
@@ -132,11 +134,21 @@ async def test_a_job_past_its_deadline_is_not_looked_at(
 
 async def post_and_hang_up(app: FastAPI, content: bytes) -> list[dict[str, Any]]:
     """What the app sends to a client that closes the connection after its body."""
-    messages = [{"type": "http.request", "body": content, "more_body": False}, {"type": "http.disconnect"}]
+    return await exchange(app, [{"type": "http.request", "body": content, "more_body": False}])
+
+
+async def exchange(
+    app: FastAPI, messages: list[dict[str, Any]], query: str = "", hold: asyncio.Event | None = None, **headers: str
+) -> list[dict[str, Any]]:
+    """What the app sends to a client whose body comes in these messages, and who hangs up then, or after `hold`."""
     sent: list[dict[str, Any]] = []
 
     async def receive() -> dict[str, Any]:
-        return messages.pop(0)
+        if messages:
+            return messages.pop(0)
+        if hold is not None:
+            await hold.wait()
+        return {"type": "http.disconnect"}
 
     async def send(message: Any) -> None:
         sent.append(message)
@@ -146,8 +158,8 @@ async def post_and_hang_up(app: FastAPI, content: bytes) -> list[dict[str, Any]]
         "method": "POST",
         "path": URL,
         "raw_path": URL.encode(),
-        "query_string": b"",
-        "headers": [],
+        "query_string": query.encode(),
+        "headers": [(name.replace("_", "-").encode(), value.encode()) for name, value in headers.items()],
         "scheme": "http",
         "server": ("test", 80),
         "client": ("test", 1),
@@ -156,6 +168,117 @@ async def post_and_hang_up(app: FastAPI, content: bytes) -> list[dict[str, Any]]
     }
     await app(scope, receive, send)  # type: ignore[arg-type]
     return sent
+
+
+async def told_at_the_head(app: FastAPI, query: str = "", **headers: str) -> tuple[int, bytes]:
+    """Status and Retry-After of a request with nothing but a head: 499 where the body was waited for."""
+    start, _ = await exchange(app, [], query, **headers)
+    return start["status"], dict(start["headers"]).get(b"retry-after", b"")
+
+
+BODY_WANTED = (499, b"")
+FORM = {"content_type": "multipart/form-data; boundary=x"}
+
+
+async def test_a_full_queue_refuses_before_the_body_is_sent(
+    client: httpx.AsyncClient, app: FastAPI, captioner: FakeCaptioner
+) -> None:
+    """As far as the head tells the priority: that of a form, or of JSON, may be within."""
+    assert await told_at_the_head(app) == BODY_WANTED
+    held = await fill(client, app, captioner)
+    for query in ("", "priority=interactive", "priority=interactive&speed=fast"):
+        status, retry_after = await told_at_the_head(app, query)
+        assert status == 503
+        assert 1 <= int(retry_after) <= 60
+    assert (await told_at_the_head(app, "priority=interactive", **FORM))[0] == 503
+    assert await told_at_the_head(app, **FORM) == BODY_WANTED
+    assert await told_at_the_head(app, content_type="application/json") == BODY_WANTED
+    assert await told_at_the_head(app, "priority=batch") == BODY_WANTED
+    front = Context.of(app).front
+    for number in (4, 5):
+        held.append(asyncio.create_task(client.post(f"{URL}?priority=batch", content=photo(number))))
+        await until(lambda number=number: front.under_way == number + 1)
+    await until(lambda: front.state is not None and front.state.waiting["batch"] == 2)
+    assert (await told_at_the_head(app, **FORM))[0] == 503  # whatever it says within
+    captioner.go.set()
+    assert [(await task).status_code for task in held] == [200] * 6
+    assert await told_at_the_head(app) == BODY_WANTED  # at once, although the last look saw a full queue
+
+
+async def test_without_a_worker_or_while_it_stops_a_front_refuses_before_the_body(settings: Settings) -> None:
+    broker = FakeBroker()
+    broker.workers = ()
+    app = create_app(settings, broker=broker)
+    async with running(app) as client:
+        await until(lambda: broker.opened)
+        await until(lambda: Context.of(app).front.state is not None)
+        assert await told_at_the_head(app) == (503, b"2")
+        broker.workers = FakeBroker().workers
+        await until_ready(client)
+        assert await told_at_the_head(app) == BODY_WANTED
+        await Context.of(app).front.drain(0)
+        assert await told_at_the_head(app) == (503, b"1")
+
+
+def piece(size: int, begin: bytes = b"") -> dict[str, Any]:
+    return {"type": "http.request", "body": begin + bytes(size), "more_body": True}
+
+
+async def test_the_bodies_of_all_requests_have_a_bound_and_go_with_their_requests(
+    settings: Settings, captioner: FakeCaptioner, quick_stop: None
+) -> None:
+    settings = settings.model_copy(update={"max_uploads_bytes": 300_000, "queue_depth": 10})
+    app = create_app(settings, load=lambda: captioner)
+    async with running(app) as client:
+        await until_ready(client)
+        uploads = Context.of(app).uploads
+        leave = asyncio.Event()
+        slow = asyncio.create_task(exchange(app, [piece(100_000), piece(100_000)], hold=leave))
+        await until(lambda: uploads.held == 200_000)
+        refused = await client.post(URL, content=bytes(150_000))
+        assert_problem(refused, 503, "overloaded", "uploaded")
+        assert int(refused.headers["retry-after"]) >= 1
+        assert await told_at_the_head(app, content_length="150000") == (503, b"2")
+        assert await told_at_the_head(app, content_length="90000") == BODY_WANTED
+        part = b'--x\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
+        for headers, begin in (({}, b""), (FORM, part)):  # nothing announced: counted
+            unannounced = await exchange(app, [piece(60_000, begin), piece(60_000)], **headers)
+            assert unannounced[0]["status"] == 503
+        assert uploads.held == 200_000
+        assert (await scrape(client))("deecap_uploads_bytes") == 200_000
+        assert (await client.post(URL, content=photo(1))).status_code == 200
+        assert uploads.held == 200_000
+        leave.set()
+        assert (await slow)[0]["status"] == 499
+        assert uploads.held == 0
+        captioner.looking.clear()
+        captioner.go.clear()
+        waiting = asyncio.create_task(client.post(URL, content=photo(2)))
+        await until(captioner.looking.is_set)
+        assert uploads.held == len(photo(2)), "a photo is held until its answer"
+        captioner.go.set()
+        assert (await waiting).status_code == 200
+        for content in (b"no photo", photo(3)[:500], b""):
+            assert (await client.post(URL, content=content)).status_code >= 400
+        assert uploads.held == 0
+
+
+def test_what_a_request_holds_is_freed_once() -> None:
+    uploads = Uploads(100)
+    one, other = uploads.begin(0), uploads.begin(60)
+    one.add(60)
+    with pytest.raises(Problem, match="uploaded"):
+        other.add(50)
+    other.add(40)
+    with pytest.raises(Problem, match="uploaded"):
+        uploads.begin(1)
+    one.close()
+    one.close()
+    assert uploads.held == 40
+    one.add(30)  # a straggler: its request is over
+    assert uploads.held == 40
+    other.close()
+    assert uploads.held == 0
 
 
 async def test_a_client_that_hangs_up_frees_its_place_and_only_its_own(
@@ -197,7 +320,7 @@ async def test_a_worker_with_other_speeds_than_those_shown_refuses_in_words(
     client: httpx.AsyncClient, captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Two bundles at once, in a rolling update: the front knows one table and the worker has another."""
-    monkeypatch.setattr("service.routes.caption.resolve", lambda table, options: table.resolve())
+    monkeypatch.setattr("service.routes.asking._resolve", lambda table, *_: table.resolve())
     assert_problem(await client.post(f"{URL}?speed=warp", content=JPEG), 422, "unknown_speed")
     assert (await client.get("/readyz")).status_code == 200
 

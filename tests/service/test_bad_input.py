@@ -217,3 +217,24 @@ async def test_random_damage_never_gives_a_500(client: httpx.AsyncClient) -> Non
             broken = broken[: damage.randrange(len(broken))]
         response = await post(client, bytes(broken), kind)
         assert response.status_code in (200, 400, 415, 422), (response.text, bytes(broken[:80]))
+
+
+async def test_random_damage_in_a_batch_never_gives_a_500(client: httpx.AsyncClient) -> None:
+    """Neither to the form as a whole nor to the photos in it; the good neighbour is captioned whenever it is whole."""
+    damage = random.Random(1)
+    begin = b'--abc\r\nContent-Disposition: form-data; name="images"; filename="a"\r\n\r\n'
+    captioned = 0
+    for number in range(60):
+        photos = [damage.choice(list(pictures.good().values())) for _ in range(3)]
+        form = bytearray(b"".join(begin + photo + b"\r\n" for photo in photos) + b"--abc--\r\n")
+        for _ in range(damage.choice((1, 4, 30))):
+            # Now and then in the structure, else in one of the photos.
+            form[damage.randrange(100 if number % 4 == 0 else len(form))] = damage.randrange(256)
+        kind = {"Content-Type": "multipart/form-data; boundary=abc"}
+        response = await client.post("/v1/captions", content=bytes(form), headers=kind)
+        assert response.status_code in (200, 400, 422), (response.text, bytes(form[:80]))
+        if response.status_code == 200:
+            statuses = [item["status"] for item in response.json()["results"]]
+            assert set(statuses) <= {200, 415, 422}, response.text
+            captioned += statuses.count(200)
+    assert captioned > 60, "hardly any photo was good: the test shows little"

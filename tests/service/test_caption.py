@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
+from dataclasses import replace
 from typing import Any
 
 import httpx
 import pytest
 
+from model.exits import SpeedTable
+from service.app import create_app
+from service.jobs import Answer
+from service.settings import Settings
 from tests.service import pictures
 from tests.service.checks import assert_problem
-from tests.service.fakes import LAYERS, FakeCaptioner
+from tests.service.fakes import LAYERS, SPEEDS, FakeBroker, FakeCaptioner, answer_to, worker_state
+from tests.service.running import running, until, until_ready
 
 pytestmark = pytest.mark.anyio
 
@@ -49,7 +56,13 @@ async def test_the_answer_has_what_the_contract_says(client: httpx.AsyncClient) 
             {"text": word, "exit_layer": layer, "entropy": layer / 2}
             for word, layer in zip(words, (1, 3, 2), strict=True)
         ],
-        "speed": {"requested": "balanced", "tier": "balanced", "tau": 1.0, "promised": 2.0},
+        "speed": {
+            "requested": "balanced",
+            "tier": "balanced",
+            "tau": 1.0,
+            "promised": 2.0,
+            "moved_by_load": False,
+        },
         "speedup": LAYERS * 4 / 12,  # the end of the sentence counts
         "model": {"name": "fake", "revision": "0123456789ab"},
         "request_id": "abc-1",
@@ -75,7 +88,7 @@ async def test_options_work_the_same_in_every_form(
     response = await send(client, form, options)
     assert response.status_code == 200, response.text
     answer = response.json()
-    assert answer["speed"] == {"requested": 2.5, "tier": None, "tau": 1.5, "promised": 2.5}
+    assert answer["speed"] == {"requested": 2.5, "tier": None, "tau": 1.5, "promised": 2.5, "moved_by_load": False}
     assert answer["regions"] == [{"box": [0, 0, 1, 1]}, {"box": [0.25, 0.5, 0.75, 1]}]
     assert captioner.described[-1] == (1.5, 3)
 
@@ -87,6 +100,7 @@ async def test_tau_and_tiers(client: httpx.AsyncClient, form: str) -> None:
         "tier": None,
         "tau": 0.25,
         "promised": 1.25,
+        "moved_by_load": False,
     }
     assert (await send(client, form, {"speed": "turbo"})).json()["speed"]["tier"] == "turbo"
 
@@ -115,7 +129,11 @@ async def test_tau_and_tiers(client: httpx.AsyncClient, form: str) -> None:
         ({"priority": "urgent"}, "invalid_option", "priority"),
         ({"min_speed": "slow"}, "unknown_speed", "full"),
         ({"max_speed": 99}, "unknown_speed", "4.50"),
-        ({"min_speed": "fast", "max_speed": 2}, "invalid_option", "min_speed"),
+        ({"min_speed": "fast", "max_speed": 2}, "invalid_option", "min_speed: must not be above max_speed"),
+        ({"speed": "fast", "max_speed": 2.9}, "invalid_option", "speed: must not be above max_speed"),
+        ({"speed": 1.5, "min_speed": "balanced"}, "invalid_option", "speed: must not be below min_speed"),
+        ({"tau": 1, "max_speed": 2}, "invalid_option", "tau is exact"),
+        ({"tau": 1, "min_speed": 2}, "invalid_option", "tau is exact"),
         ({"sped": "fast", "beem": 2}, "unknown_option", "beem, sped"),
         ({"spé": 1}, "unknown_option", "spé"),
     ],
@@ -142,6 +160,69 @@ async def test_json_types_that_are_no_option(client: httpx.AsyncClient, options:
 
 async def test_null_in_json_is_as_good_as_nothing(client: httpx.AsyncClient) -> None:
     assert (await send(client, "json", {"speed": None, "tau": None})).json()["speed"]["tier"] == "balanced"
+
+
+@pytest.mark.parametrize(
+    ("options", "speed", "bounds"),
+    [
+        ({}, None, (None, None)),
+        ({"max_speed": "turbo"}, "balanced", (None, 4.0)),
+        ({"min_speed": "full", "max_speed": 3.5}, "balanced", (1.0, 3.5)),
+        ({"min_speed": "fast"}, "fast", (3.0, None)),  # the default is raised to it
+        ({"min_speed": 2.5, "max_speed": "turbo"}, 2.5, (2.5, 4.0)),
+        ({"max_speed": 1.5}, 1.5, (None, 1.5)),  # and lowered
+        ({"speed": "fast", "max_speed": 3}, "fast", (None, 3.0)),
+        ({"speed": "fast", "min_speed": 3}, "fast", (3.0, None)),
+        ({"speed": 2.25, "min_speed": "balanced", "max_speed": "fast"}, 2.25, (2.0, 3.0)),
+    ],
+)
+async def test_the_speeds_that_are_allowed_travel_as_numbers(
+    settings: Settings, options: dict[str, Any], speed: str | float | None, bounds: tuple[float | None, float | None]
+) -> None:
+    broker = FakeBroker()
+    async with running(create_app(settings, broker=broker)) as client:
+        await until_ready(client)
+        asked = asyncio.create_task(send(client, "raw", options))
+        await until(lambda: len(broker.submitted) == 1)
+        job = broker.submitted[0]
+        broker.say(answer_to(job))
+        assert (await asked).status_code == 200
+    assert (job.speed is None) == (speed is None)
+    assert SPEEDS.resolve(job.speed) == SPEEDS.resolve(speed)
+    assert (job.min_speed, job.max_speed) == bounds
+
+
+async def test_a_tier_that_promises_a_little_more_than_its_number_is_within_that_number(settings: Settings) -> None:
+    """As calibration leaves it: `fast` reaches 3.02, and who allows 3 allows it."""
+    speeds = SpeedTable(SPEEDS.rows, {**SPEEDS.tiers, "fast": 2.02, "balanced": 0.98})
+    broker = FakeBroker()
+    state = worker_state()
+    broker.workers = (replace(state, model=replace(state.model, speeds=speeds)),)
+    async with running(create_app(settings, broker=broker)) as client:
+        await until_ready(client)
+        for options, bounds in (
+            ({"speed": "fast", "max_speed": 3}, (None, 3.02)),
+            ({"speed": "balanced", "min_speed": 2}, (1.98, None)),
+        ):
+            asked = asyncio.create_task(send(client, "raw", options))
+            await until(lambda: bool(broker.submitted))
+            job = broker.submitted.pop()
+            broker.say(answer_to(job))
+            assert (await asked).status_code == 200
+            assert (job.min_speed, job.max_speed) == pytest.approx(bounds)
+
+
+async def test_the_answer_says_where_load_moved_the_speed(settings: Settings) -> None:
+    broker = FakeBroker()
+    async with running(create_app(settings, broker=broker)) as client:
+        await until_ready(client)
+        asked = asyncio.create_task(send(client, "raw", {"speed": "fast", "max_speed": "turbo"}))
+        await until(lambda: len(broker.submitted) == 1)
+        reply = answer_to(replace(broker.submitted[0], speed=3.5))
+        assert isinstance(reply.outcome, Answer)
+        broker.say(replace(reply, outcome=replace(reply.outcome, asked=SPEEDS.resolve("fast"))))
+        said = (await asked).json()["speed"]
+    assert said == {"requested": "fast", "tier": None, "tau": 2.5, "promised": 3.5, "moved_by_load": True}
 
 
 async def test_an_option_given_twice(client: httpx.AsyncClient) -> None:

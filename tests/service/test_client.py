@@ -13,6 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
@@ -585,6 +586,57 @@ def test_a_rolling_restart_of_workers_and_front_in_mid_batch() -> None:
         rolling.join()
         assert len(restarted) == 2
         assert answered[0] < restarted[0] < restarted[1] < answered[-1]
+
+
+def test_a_rolling_restart_in_the_middle_of_everything_else() -> None:
+    """Batches in one request, streams and jobs, each by a thread of its own, until all was restarted."""
+    if find_binary() is None:
+        pytest.skip(MISSING)
+    redis = RedisServer()
+    redis.start()
+    with ExitStack() as stack:
+        stack.callback(redis.close)
+        settings = {"broker": redis.url, "feature_cache_mb": 0, "worker_timeout_s": 2}
+        port = free_port()
+        processes = [Process("worker", **settings, metrics_port=0), Process("front", **settings, port=port)]
+        for process in processes:
+            stack.callback(process.end)
+        client = stack.enter_context(Client(f"http://127.0.0.1:{port}", timeout=40))
+        rolled = threading.Event()
+        done = {"batch": 0, "stream": 0, "job": 0}
+
+        def batch() -> None:
+            items = client.captions([photo(16 + number) for number in range(5)])
+            assert [width(item.result()) for item in items] == [16, 17, 18, 19, 20]
+
+        def stream() -> None:
+            *_, answer = client.stream(photo(30))
+            assert isinstance(answer, CaptionAnswer)
+            assert width(answer) == 30
+
+        def job() -> None:
+            assert width(client.wait(client.submit(photo(40)).id)) == 40
+
+        def again(name: str, one: Callable[[], None]) -> None:
+            while not rolled.is_set():
+                one()
+                done[name] += 1
+
+        with ThreadPoolExecutor(3) as threads:
+            ways = [("batch", batch), ("stream", stream), ("job", job)]
+            running = [threads.submit(again, name, one) for name, one in ways]
+            try:
+                for restart in [*(process.restart for process in processes), lambda: None]:
+                    before = dict(done)
+                    while any(done[name] == before[name] for name in done):
+                        assert not any(each.done() for each in running), [each.exception() for each in running]
+                        time.sleep(0.02)
+                    restart()
+            finally:
+                rolled.set()
+            for each in running:
+                each.result()
+        assert min(done.values()) >= 3, done  # before, between and after the two restarts
 
 
 def test_a_service_that_is_killed_and_comes_back_at_the_same_port() -> None:

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from service.broker.base import NoWorkerError, QueueFullError
+from service.broker.base import NoWorkerError, Place, QueueFullError
 from service.broker.memory import MemoryBroker
 from service.errors import Problem
 from service.front import Front
@@ -30,7 +30,7 @@ def broker() -> FakeBroker:
 
 @pytest.fixture
 async def front(broker: FakeBroker) -> AsyncIterator[Front]:
-    front = Front(broker, poll_seconds=0.01, resubmit_seconds=60.0, store_seconds=0.2)
+    front = Front(broker, poll_seconds=0.01, remind_seconds=60.0, store_seconds=0.2)
     await front.start()
     await until(lambda: front.info is not None)
     yield front
@@ -136,11 +136,29 @@ async def test_the_deadline_is_the_fronts_own_even_where_nobody_answers(front: F
     assert (await refusal(task)).code == "deadline_exceeded"
     assert 0.04 < time.monotonic() - begin < 1.0
     await until(lambda: broker.cancelled == ["1"])
-    assert front.late == {"front": 1}
-    [task] = asked(front, job("2"))
-    broker.say(Reply("2", Refusal("deadline_exceeded", "in the queue")))
-    await refusal(task)
-    assert front.late == {"front": 1, "worker": 1}
+
+
+@pytest.mark.parametrize(("where", "place"), [("queued", "queue"), ("running", "worker"), (None, "front")])
+async def test_a_deadline_missed_counts_where_the_job_was(
+    front: Front, broker: FakeBroker, where: Place | None, place: str
+) -> None:
+    if where is not None:
+        broker.places["1"] = where
+    [task] = asked(front, job("1", seconds=0.05))
+    assert (await refusal(task)).code == "deadline_exceeded"
+    await until(lambda: front.late == {place: 1})
+
+
+@pytest.mark.parametrize(("worker", "place"), [("", "queue"), ("w", "worker")])
+async def test_a_deadline_that_others_saw_first_counts_there(
+    front: Front, broker: FakeBroker, worker: str, place: str
+) -> None:
+    [task] = asked(front, job("1"))
+    await until(lambda: bool(broker.submitted))
+    broker.say(Reply("1", Refusal("deadline_exceeded", "too late"), worker))
+    assert (await refusal(task)).code == "deadline_exceeded"
+    assert front.late == {place: 1}
+    assert broker.cancelled == []
 
 
 async def test_the_deadline_holds_where_the_store_hangs_while_it_takes_the_job(broker: FakeBroker) -> None:
@@ -246,17 +264,61 @@ async def test_a_job_given_up_while_the_store_was_lost_is_not_submitted_again(fr
 
 async def test_a_job_given_up_while_it_is_submitted_again_is_given_up_after_that_too(broker: FakeBroker) -> None:
     """Else it would be in the queue again, for nobody."""
-    front = Front(broker, poll_seconds=0.01, resubmit_seconds=0.05, store_seconds=5.0)
+    front = Front(broker, poll_seconds=0.01, remind_seconds=0.05, store_seconds=5.0)
     await front.start()
     await until(lambda: front.info is not None)
     [task] = asked(front, job("1"))
     await until(lambda: len(broker.submitted) == 1)
     broker.slow_submit = True
+    broker.submitted.clear()  # the store lost it
     await until(lambda: broker.submitting)
     task.cancel()
     await until(lambda: broker.cancelled == ["1"])
     broker.slow_submit = False
-    await until(lambda: len(broker.submitted) == 2 and broker.cancelled == ["1", "1"])
+    await until(lambda: len(broker.submitted) == 1 and broker.cancelled == ["1", "1"])
+    await front.stop()
+
+
+async def test_one_slow_submission_is_one_requests_trouble(front: Front, broker: FakeBroker) -> None:
+    """A large photo over a slow link, while the store is well."""
+    [other] = asked(front, job("other"))
+    await until(lambda: len(broker.submitted) == 1)
+    broker.slow_submit = True
+    begin = time.monotonic()
+    [task] = asked(front, job("large"))
+    problem = await refusal(task)
+    assert (problem.code, problem.kind.status) == ("unavailable", 503)
+    assert problem.retry_after
+    assert 0.15 < time.monotonic() - begin < 1.0
+    broker.slow_submit = False
+    await until(lambda: broker.cancelled == ["large"])  # it may be there
+    await asyncio.sleep(0.05)
+    assert front.store_losses == 0
+    assert front.check_ready()
+    [after] = asked(front, job("after"))
+    await until(lambda: broker.submitted[-1].id == "after")
+    for name in ("other", "after"):
+        broker.say(answer_to(job(name)))
+    assert [text(await each) for each in (other, after)] == ["request-other", "request-after"]
+
+
+async def test_a_slow_submission_again_does_not_keep_the_others(broker: FakeBroker) -> None:
+    front = Front(broker, poll_seconds=0.01, remind_seconds=0.05, store_seconds=0.1)
+    await front.start()
+    await until(lambda: front.info is not None)
+    tasks = asked(front, job("1"), job("2"))
+    await until(lambda: len(broker.submitted) == 2)
+    broker.submitted = [each for each in broker.submitted if each.id == "2"]
+    broker.slow_submit = True
+    await until(lambda: broker.submitting)
+    broker.reminded.clear()
+    await until(lambda: broker.reminded.count("2") >= 2)
+    assert front.store_losses == 0
+    broker.slow_submit = False
+    await until(lambda: any(each.id == "1" for each in broker.submitted))
+    for name in ("1", "2"):
+        broker.say(answer_to(job(name)))
+    await asyncio.gather(*tasks)
     await front.stop()
 
 
@@ -274,20 +336,38 @@ async def test_a_store_that_hangs_is_a_store_that_is_lost(front: Front, broker: 
     assert text(await task) == "request-2"
 
 
-async def test_a_job_that_takes_long_is_submitted_again(broker: FakeBroker) -> None:
+async def test_a_job_that_takes_long_is_asked_for_and_its_photo_does_not_travel_again(broker: FakeBroker) -> None:
     """The store may have lost it, and nobody would hear of it."""
-    front = Front(broker, poll_seconds=0.01, resubmit_seconds=0.05)
+    front = Front(broker, poll_seconds=0.01, remind_seconds=0.05)
     await front.start()
     await until(lambda: front.info is not None)
     [task] = asked(front, job("1"))
-    await until(lambda: len(broker.submitted) >= 3)
-    assert {each.id for each in broker.submitted} == {"1"}
+    await until(lambda: len(broker.reminded) >= 3)
+    assert [each.id for each in broker.submitted] == ["1"]
+    assert front.resubmitted == 0
+    broker.submitted.clear()  # and so it did
+    await until(lambda: [each.id for each in broker.submitted] == ["1"])
+    assert front.resubmitted == 1
     broker.say(answer_to(job("1")))
     await task
-    again = front.resubmitted
+    reminded = len(broker.reminded)
     await asyncio.sleep(0.1)
-    assert front.resubmitted == again  # answered: never more
+    assert len(broker.reminded) == reminded  # answered: never more
     await front.stop()
+
+
+async def test_a_moments_trouble_is_no_loss_and_all_jobs_are_asked_for(front: Front, broker: FakeBroker) -> None:
+    """What one call could not do may have cost a job; where the state is told, the store is there."""
+    tasks = asked(front, job("1"), job("2"))
+    await until(lambda: len(broker.submitted) == 2)
+    broker.submitted = [each for each in broker.submitted if each.id == "1"]
+    broker.trouble = LOST
+    await until(lambda: sorted(broker.reminded) == ["1", "2"])
+    await until(lambda: [each.id for each in broker.submitted] == ["1", "2"])
+    assert front.store_losses == 0
+    for name in ("1", "2"):
+        broker.say(answer_to(job(name)))
+    await asyncio.gather(*tasks)
 
 
 async def test_a_store_that_is_not_there_at_the_start_is_waited_for() -> None:

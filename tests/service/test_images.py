@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+
 import numpy as np
 import pytest
 from PIL import ImageFile
 
 from model.bottom_up.preprocess import to_rgb
+from service import images
 from service.errors import Problem
-from service.images import ImageLimits, decode, sniff
+from service.images import ImageLimits, check_header, check_header_aside, decode, sniff
 from tests.service import pictures
 
 pytestmark = pytest.mark.filterwarnings("ignore:Corrupt EXIF data")
@@ -49,6 +52,47 @@ def test_the_first_frame_of_an_animation() -> None:
 
 def test_pillow_still_refuses_truncated_files() -> None:
     assert not ImageFile.LOAD_TRUNCATED_IMAGES
+
+
+@pytest.mark.anyio
+@pytest.mark.parametrize(
+    ("data", "inline"),
+    [
+        (pictures.jpeg(), True),
+        (pictures.good()["jpeg progressive"], True),
+        (pictures.good()["jpeg broken exif"], True),
+        (pictures.jpeg() + bytes(70_000), False),  # large
+        (b"\xff\xd8" + b"\xff\xe2\x00\x08abcdef" * 40 + pictures.jpeg()[2:], False),
+        (b"\xff\xd8\xff\xe1\xff\x00" + bytes(0xFF00 - 2) + pictures.jpeg()[2:], False),  # one long table
+        (b"\xff\xd8\xff", False),
+        (pictures.encode(pictures.photo()), False),
+        (b"no picture", False),
+    ],
+    ids=["plain", "progressive", "exif", "large", "many tables", "long table", "cut", "png", "none"],
+)
+async def test_only_what_is_soon_done_is_done_on_the_event_loop(
+    monkeypatch: pytest.MonkeyPatch, data: bytes, inline: bool
+) -> None:
+    """And what is found wrong is the same."""
+    threads = []
+
+    def check(data: bytes, limits: ImageLimits) -> None:
+        threads.append(threading.current_thread())
+        check_header(data, limits)
+
+    monkeypatch.setattr(images, "check_header", check)
+    try:
+        check_header(data, LIMITS)
+        expected = ""
+    except Problem as problem:
+        expected = problem.code
+    found = ""
+    try:
+        await check_header_aside(data, LIMITS)
+    except Problem as problem:
+        found = problem.code
+    assert found == expected
+    assert [thread is threading.main_thread() for thread in threads] == [inline]
 
 
 def test_formats_that_pillow_knows_and_we_do_not_want() -> None:

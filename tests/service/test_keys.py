@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import hmac
 from pathlib import Path
 
@@ -10,14 +11,16 @@ import pytest
 from pydantic import SecretStr
 
 from service.app import create_app
+from service.broker.base import QueueFullError
 from service.keys import Quota, read_keys
 from service.settings import Settings, SettingsError
 from tests.service import pictures
 from tests.service.checks import assert_problem
-from tests.service.fakes import FakeCaptioner
+from tests.service.fakes import FakeBroker, FakeCaptioner
 from tests.service.running import running, until_ready
 
 JPEG = pictures.jpeg()
+B64 = base64.b64encode(JPEG).decode()
 URL = "/v1/caption"
 KEYS = "robot:correct-horse, battery-staple"
 
@@ -114,6 +117,17 @@ def test_several_at_once_and_more_than_a_whole_minute() -> None:
     assert quota.take("a") == 10
 
 
+def test_what_is_given_back_can_be_taken_again_and_no_more() -> None:
+    quota = Quota(6, clock=lambda: 0.0)
+    assert quota.take("a", 4) == 0
+    quota.give_back("a", 3)
+    assert [quota.take("a", 5), quota.take("a")] == [0, 10]
+    quota.give_back("a", 100)
+    assert [quota.take("a", 6), quota.take("a")] == [0, 10]
+    quota.give_back("b", 1)  # had taken none
+    assert [quota.take("b", 6), quota.take("b")] == [0, 10]
+
+
 def test_without_a_quota_there_is_no_end() -> None:
     quota = Quota(0)
     assert {quota.take("a") for _ in range(1000)} == {0}
@@ -182,6 +196,32 @@ class TestOverHttp:
             assert (await client.post(URL, content=JPEG, headers=other)).status_code == 200
             text = (await client.get("/metrics")).text
             assert 'deecap_rejections_total{reason="quota_exceeded"} 1.0' in text
+
+    async def test_what_the_service_could_not_do_costs_nothing(self, settings: Settings) -> None:
+        """Refused by the queue, when the body was there already; and at the head, for several photos at once."""
+        broker = FakeBroker()
+        broker.refuses = QueueFullError(3)
+        settings = with_keys(KEYS, quota_per_minute=2)
+        robot = {"X-API-Key": "correct-horse"}
+        async with running(create_app(settings, broker=broker)) as client:
+            await until_ready(client)
+            for _ in range(5):
+                assert_problem(await client.post(URL, content=JPEG, headers=robot), 503, "overloaded")
+            two = [("images", ("a.jpg", JPEG)), ("images", ("b.jpg", pictures.encode(pictures.photo())))]
+            for _ in range(3):  # told 200, with a 503 for each
+                response = await client.post("/v1/captions", files=two, headers=robot)
+                assert [each["status"] for each in response.json()["results"]] == [503, 503]
+            for _ in range(3):
+                events = {**robot, "Accept": "text/event-stream"}
+                assert (await client.post(URL, content=JPEG, headers=events)).status_code == 503
+            infer = {"inputs": [{"name": "image", "datatype": "BYTES", "shape": [2], "data": [B64, B64]}]}
+            for _ in range(3):
+                response = await client.post("/v2/models/fake/infer", json=infer, headers=robot)
+                assert response.status_code == 503, response.text
+            for _ in range(2):  # what the client did wrong costs as ever
+                assert_problem(await client.post(URL, content=b"x", headers=robot), 415, "not_an_image")
+            assert_problem(await client.post(URL, content=JPEG, headers=robot), 429, "quota_exceeded")
+            assert_problem(await client.post("/v1/captions", files=two, headers=robot), 429, "quota_exceeded")
 
     async def test_without_keys_a_quota_holds_nobody_back(self, captioner: FakeCaptioner, quick_stop: None) -> None:
         async with running(create_app(Settings(quota_per_minute=1), load=lambda: captioner)) as client:

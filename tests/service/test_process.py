@@ -7,21 +7,18 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from tests.service import pictures
 from tests.service.checks import assert_problem
 from tests.service.fakes import FakeCaptioner
+from tests.service.over_sockets import serving
 
 ROOT = Path(__file__).parents[2]
 SERVE = """
@@ -63,22 +60,6 @@ def test_making_an_app_begins_nothing() -> None:
         "create_app(Settings()); print(threading.active_count(), 'torch' in sys.modules)"
     )
     assert done.stdout.split() == ["1", "False"], done.stderr
-
-
-@contextmanager
-def serving(app: FastAPI) -> Iterator[str]:
-    """The app under uvicorn in a thread, on a free port."""
-    server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="warning"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        while not server.started:
-            time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-    finally:
-        server.should_exit = True
-        thread.join(10)
-        assert not thread.is_alive()
 
 
 def wait_ready(client: httpx.Client) -> None:
@@ -156,6 +137,31 @@ def test_serve_prints_its_address_and_ends_cleanly() -> None:
     with socket.socket() as again:
         again.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         again.bind(("127.0.0.1", port))  # free again
+
+
+def test_a_process_that_serves_collects_no_garbage_of_what_it_keeps() -> None:
+    code = SERVE.format(load="counted", port=0).replace(
+        "serve(Settings",
+        "import gc, service.app\n"
+        "def counted():\n    global kept\n    kept = [[] for _ in range(50_000)]\n    return FakeCaptioner()\n"
+        "import atexit; atexit.register(lambda: print('frozen', gc.get_freeze_count(), len(gc.get_objects())))\n"
+        "serve(Settings",
+    )
+    process = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout is not None
+        address = process.stdout.readline().split(" at ")[1].split(" ")[0]
+        with httpx.Client(base_url=address, timeout=10) as client:
+            wait_ready(client)
+            assert client.post("/v1/caption", content=pictures.jpeg()).status_code == 200
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=20)
+        frozen, looked_at = map(int, out.split("frozen ")[1].split())
+        assert frozen > 70_000, "the model's objects are not among them"
+        assert looked_at < 20_000
+    finally:
+        process.kill()
+        process.communicate()
 
 
 def test_a_signal_during_a_caption_lets_it_finish_and_refuses_others() -> None:

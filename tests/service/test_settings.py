@@ -43,8 +43,13 @@ def test_the_environment_and_what_stands_above_it(monkeypatch: pytest.MonkeyPatc
         ("DEECAP_BROKER", "redis://host:many", "DEECAP_BROKER: is no address"),
         ("DEECAP_REDIS_CACHE", "localhost", "DEECAP_REDIS_CACHE: "),
         ("DEECAP_QUEUE", "a b", "DEECAP_QUEUE: "),
+        ("DEECAP_WORKER_TIMEOUT_S", "0.9", "DEECAP_WORKER_TIMEOUT_S: "),
+        ("DEECAP_TARGET_WAIT_MS", "0", "DEECAP_TARGET_WAIT_MS: "),
         ("DEECAP_LOG_LEVEL", "loud", "DEECAP_LOG_LEVEL: "),
         ("DEECAP_OPEN_PROBES", "perhaps", "DEECAP_OPEN_PROBES: "),
+        ("DEECAP_CORS_ORIGINS", "https://a.org,b.org", "b.org is no origin"),
+        ("DEECAP_CORS_ORIGINS", "https://a.org/", "https://a.org/ is no origin"),
+        ("DEECAP_MAX_UPLOADS_BYTES", "19000000", "DEECAP_MAX_UPLOADS_BYTES: must be 64000000 at least"),
     ],
 )
 def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: str, says: str) -> None:
@@ -52,6 +57,39 @@ def test_mistakes_are_named(monkeypatch: pytest.MonkeyPatch, name: str, value: s
     with pytest.raises(SettingsError) as caught:
         Settings.load()
     assert says in str(caught.value)
+
+
+def test_all_mistakes_are_named_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("DEECAP_PROT", "DEECAP_WORKER", "DEECAP_MAX_PIXEL", "DEECAP_PORT", "DEECAP_QUEUE_DEPTH"):
+        monkeypatch.setenv(name, "many")
+    with pytest.raises(SettingsError) as caught:
+        Settings.load()
+    for says in ("DEECAP_PROT is no", "DEECAP_WORKER is no", "DEECAP_MAX_PIXEL is no", "DEECAP_PORT: ", "DEPTH: "):
+        assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("broker", "cache"),
+    [
+        ("redis://queue:6379/0", "redis://queue:6379/0"),
+        ("redis://queue", "redis://:secret@QUEUE:6379/1?max_connections=3"),
+        ("rediss://user:secret@queue:6380/0", "rediss://queue:6380"),
+        ("redis://localhost/0", "redis://127.0.0.1:6379/2"),
+    ],
+)
+def test_the_cache_must_not_share_the_queues_memory(broker: str, cache: str) -> None:
+    with pytest.raises(SettingsError, match="DEECAP_REDIS_CACHE: must not be the Redis of DEECAP_BROKER") as caught:
+        Settings.load(broker=broker, redis_cache=cache)
+    assert "secret" not in str(caught.value)
+
+
+def test_another_instance_is_good_for_a_cache() -> None:
+    for broker, cache in (
+        ("redis://queue:6379/0", "redis://cache:6379/0"),
+        ("redis://queue:6379/0", "redis://queue:6380/0"),
+        ("memory", "redis://queue:6379/0"),
+    ):
+        assert Settings.load(broker=broker, redis_cache=cache).redis_cache == cache
 
 
 def test_what_kubernetes_adds_for_a_service_is_let_pass(monkeypatch: pytest.MonkeyPatch) -> None:

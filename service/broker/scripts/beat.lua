@@ -18,6 +18,7 @@ end
 if turn > 1 and turn < tonumber(redis.call('HGET', key('turns'), worker) or 0) then
   return {seconds(time)} -- overtaken by later ones: what it knows is old
 end
+redis.call('XTRIM', key('dead'), 'MINID', milliseconds(time - rules.dead_seconds))
 redis.call('ZADD', key('beats'), seconds(time), worker)
 redis.call('HSET', key('workers'), worker, ARGV[3])
 redis.call('HSET', key('turns'), worker, turn)

@@ -8,21 +8,25 @@ KEYS[1]  the queue: `{deecap:NAME}`. It is no key itself, but every key begins w
                         They have one consumer group, `workers`. Its consumers are the workers, and `(queue)`, which
                         holds the entries that came back: these wait, before all that were never handed out.
   :job:ID               hash, what is known of one job, so that its id is never enqueued twice.
-                        While it waits or runs: priority, entry (its id in the stream), front (who gets the reply),
-                        back (hand-outs that were no tries), cancelled (1 if so).
-                        Once it is answered, for a minute: reply (empty if cancelled), worker, receipt.
-  :replies:FRONT        stream, replies to one front. Field: reply. Expires when no reply came for a minute.
+                        While it waits or runs: priority, entry (its id in the stream), deadline, front (who gets words
+                        and reply), back (hand-outs that were no tries), cancelled (1 if so), kept (see `reply_kept`),
+                        note. Once it is answered: reply (empty if cancelled), worker, receipt, note. Expires.
+  :line:interactive, :line:batch
+                        sorted sets, the entries that wait, in their order: where a job stands in the queue.
+  :replies:FRONT        stream, what one front hears. Field: reply or words. Expires when none came for a minute.
   :beats                sorted set, when each worker's heart last beat.
   :workers              hash, what each worker said of itself.
   :turns                hash, the number of each worker's latest beat or take (see beat.lua).
   :counts               hash: places (filled, for the batch jobs' share), answered, redelivered, dead.
   :bell                 stream of one entry, a new one whenever there is a job to take: idle workers block on it.
-  :dead                 stream of dead letters, the newest ones: why, worker, and the fields of the entry.
+  :dead                 stream of dead letters, the newest ones: why, worker, and the fields of the entry. Expires.
+  :seen                 string, when a script last ran, about: by this a store knows that it was away.
   :epoch                string, another one whenever the streams were made anew.
 
 ARGV[1]  JSON, the same for all calls of one broker:
-  worker_timeout (seconds), tries, share (every which place is for batch jobs), reply_kept (seconds),
-  dead_kept (a count), and replies without an id: too_late, poison, unreadable.
+  worker_timeout (seconds), tries, share (every which place is for batch jobs), take_bytes (of photos in one take),
+  reply_kept (seconds that an answered job is known; more where `kept` of the job is), away (seconds, see below),
+  dead_kept (a count), dead_bytes, dead_seconds, and replies without an id: too_late, poison, unreadable.
 
 A receipt is `PRIORITY/ENTRY/COUNT`. The count grows with every hand-out, so each of them has a receipt of its own, and
 whoever holds an older one is refused.
@@ -32,6 +36,7 @@ local rules = cjson.decode(ARGV[1])
 local group = 'workers'
 local room = '(queue)'
 local priorities = {'interactive', 'batch'}
+local month = 30 * 24 * 3600 -- the longest that anything is kept, whatever was asked for
 
 local function key(name)
   return queue .. ':' .. name
@@ -42,6 +47,12 @@ local function clock()
   return tonumber(time[1]) + tonumber(time[2]) / 1e6
 end
 local time = clock()
+
+-- A store whose memory is full (OOM) refuses a script's first write if that could grow it, and none after another
+-- write. Only new jobs shall be refused, so all other scripts begin with a write that cannot grow anything.
+if not ADMITS then
+  redis.call('DEL', key('nothing'))
+end
 
 -- Lua's own way to write a number rounds to 14 digits.
 local function seconds(number)
@@ -81,6 +92,20 @@ for _, stream in ipairs(priorities) do
   delivered[stream] = last_delivered(stream)
 end
 
+-- Who did not beat while nobody could is not dead: where no script ran for long, all workers begin anew.
+local function notice_absence()
+  local seen = tonumber(redis.call('GET', key('seen')) or time)
+  if time - seen > rules.away then
+    for _, worker in ipairs(redis.call('ZRANGE', key('beats'), 0, -1)) do
+      redis.call('ZADD', key('beats'), seconds(time), worker)
+    end
+  end
+  if seen == time or time - seen > rules.away / 8 then -- not with every script: it would all go to the log on disk
+    redis.call('SET', key('seen'), seconds(time))
+  end
+end
+notice_absence()
+
 local function alive_after()
   return seconds(time - rules.worker_timeout)
 end
@@ -107,6 +132,32 @@ local function holder(stream, entry)
     return nil, 0
   end
   return found[2], found[4]
+end
+
+-- Orders entries as their ids `MILLISECONDS-NUMBER` do, exactly as long as fewer than 1024 come in one millisecond.
+local function rank(entry)
+  local milliseconds_of, number = string.match(entry, '^(%d+)-(%d+)$')
+  return string.format('%.0f', tonumber(milliseconds_of) * 1024 + math.min(tonumber(number), 1023))
+end
+
+local function line_up(stream, entry)
+  redis.call('ZADD', key('line:' .. stream), rank(entry), entry)
+end
+
+local function leave_line(stream, entry)
+  redis.call('ZREM', key('line:' .. stream), entry)
+end
+
+-- 'queued' or 'running'; nil for a job that is answered, unknown, or no longer in its stream. `known`: its hash.
+local function place_of(known)
+  if not known.entry then
+    return nil
+  end
+  local owner = holder(known.priority, known.entry)
+  if owner and owner ~= room then
+    return 'running'
+  end
+  return redis.call('ZSCORE', key('line:' .. known.priority), known.entry) and 'queued' or nil
 end
 
 -- Stream and entry of a receipt that is still good; nil for any other.
@@ -142,33 +193,35 @@ local function ring()
   redis.call('XADD', key('bell'), 'MAXLEN', '1', '*', 'rung', '1')
 end
 
-local function send(front, reply)
+-- `kind`: reply or words.
+local function send(front, kind, said)
   local replies = key('replies:' .. front)
-  redis.call('XADD', replies, '*', 'reply', reply)
+  redis.call('XADD', replies, '*', kind, said)
   redis.call('PEXPIRE', replies, milliseconds(rules.reply_kept))
 end
 
 local function remove(stream, entry)
   redis.call('XACK', key(stream), group, entry)
   redis.call('XDEL', key(stream), entry)
+  leave_line(stream, entry)
 end
 
 -- Removes the entry, and sends the reply unless nobody waits for it.
 local function finish(stream, entry, job_id, reply, worker, receipt)
   local job = key('job:' .. job_id)
-  local known = redis.call('HMGET', job, 'front', 'cancelled')
+  local known = redis.call('HMGET', job, 'front', 'cancelled', 'kept', 'note')
   remove(stream, entry)
   if known[2] then
     reply = ''
   else
     redis.call('HINCRBY', key('counts'), 'answered', 1)
     if known[1] then
-      send(known[1], reply)
+      send(known[1], 'reply', reply)
     end
   end
   redis.call('DEL', job)
-  redis.call('HSET', job, 'reply', reply, 'worker', worker, 'receipt', receipt)
-  redis.call('PEXPIRE', job, milliseconds(rules.reply_kept))
+  redis.call('HSET', job, 'reply', reply, 'worker', worker, 'receipt', receipt, 'note', known[4] or '')
+  redis.call('PEXPIRE', job, milliseconds(math.max(rules.reply_kept, math.min(tonumber(known[3]) or 0, month))))
 end
 
 -- The broker's own answer; `reply` is one without an id.
@@ -186,7 +239,13 @@ local function bury(stream, entry, fields, why, worker, reply)
       table.insert(letter, value)
     end
   end
-  redis.call('XADD', key('dead'), 'MAXLEN', rules.dead_kept, '*', unpack(letter))
+  local dead = key('dead')
+  redis.call('XADD', dead, 'MAXLEN', rules.dead_kept, '*', unpack(letter))
+  redis.call('PEXPIRE', dead, milliseconds(rules.dead_seconds))
+  local count = redis.call('XLEN', dead)
+  while count > 1 and redis.call('MEMORY', 'USAGE', dead, 'SAMPLES', 0) > rules.dead_bytes do
+    count = count - redis.call('XTRIM', dead, 'MAXLEN', count - 1)
+  end
   redis.call('HINCRBY', key('counts'), 'dead', 1)
   if fields.id then
     refuse(stream, entry, fields.id, reply)
@@ -219,6 +278,7 @@ local function put_back(stream, entry, count, worker, tried)
     return bury(stream, entry, fields, 'poison', worker, rules.poison)
   end
   redis.call('XCLAIM', key(stream), group, room, 0, entry, 'JUSTID')
+  line_up(stream, entry)
   if tried then
     redis.call('HINCRBY', key('counts'), 'redelivered', 1)
   elseif redis.call('EXISTS', job) == 1 then

@@ -1,9 +1,10 @@
---[[ Hands jobs to a worker. Returns {bell, {receipt, attempt, seconds in the queue, job, image}...}; `bell` is the last
-entry of the stream :bell, to block on where there is no job.
+--[[ Hands jobs to a worker. Returns {bell, {receipt, attempt, seconds in the queue, id, job, image}...}; `bell` is the
+last entry of the stream :bell, to block on where there is no job.
 
 First the jobs of dead workers are put back. Then places are filled one after the other: each is offered to interactive
 jobs first and then to batch jobs, every `share`th the other way round. Within a priority, jobs that came back are the
 oldest and come first. One that was tried before comes alone. Jobs past their deadline are answered and fill no place.
+Once the photos make `take_bytes`, the rest is left for the next take.
 
 A worker that is not joined gets nothing. Nor does a take that later beats or takes of the worker have overtaken: it was
 on its way for so long that the worker has given it up, and nobody would get the jobs.
@@ -35,6 +36,10 @@ end
 local function fresh(stream)
   local found = redis.call('XREADGROUP', 'GROUP', group, worker, 'COUNT', 1, 'STREAMS', key(stream), '>')
   local entry = found and found[1] and found[1][2][1]
+  if entry then
+    -- Nothing of this stream waits before it, or it would have come first: what the line still has was deleted.
+    redis.call('ZREMRANGEBYSCORE', key('line:' .. stream), '-inf', rank(entry[1]))
+  end
   return entry and {id = entry[1], count = 1, fields = named(entry[2])}
 end
 
@@ -64,8 +69,8 @@ local function first_for(place)
 end
 
 local places = tonumber(redis.call('HGET', key('counts'), 'places') or 0)
-local drawn = 0
-while drawn < count do
+local drawn, bytes = 0, 0
+while drawn < count and bytes < rules.take_bytes do
   local entry = first_for(places + drawn)
   if not entry then
     break
@@ -76,11 +81,12 @@ while drawn < count do
   end
   if entry.in_room then
     redis.call('XCLAIM', key(entry.stream), group, worker, 0, entry.id, 'RETRYCOUNT', entry.count, 'JUSTID')
+    leave_line(entry.stream, entry.id)
   end
-  drawn = drawn + 1
+  drawn, bytes = drawn + 1, bytes + #entry.fields.image
   local receipt = entry.stream .. '/' .. entry.id .. '/' .. entry.count
   local waited = math.max(0, time - tonumber(string.match(entry.id, '^%d+')) / 1000)
-  table.insert(answer, {receipt, attempt, seconds(waited), entry.fields.job, entry.fields.image})
+  table.insert(answer, {receipt, attempt, seconds(waited), entry.fields.id, entry.fields.job, entry.fields.image})
   if attempt > 1 then
     break
   end

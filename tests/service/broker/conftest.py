@@ -7,11 +7,13 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
 
 import pytest
+from redis.asyncio import Redis
 
+from service.broker import redis_store
 from service.broker.memory import MemoryBroker
 from service.broker.redis import RedisBroker
 from service.jobs import Priority
-from tests.service.broker.making import Meet, Pair
+from tests.service.broker.making import Meet, Open, Pair
 from tests.service.redis_server import MISSING, RedisServer, find_binary
 
 
@@ -27,10 +29,16 @@ def own_redis_server() -> Iterator[RedisServer]:
     yield from _running()
 
 
-def _running() -> Iterator[RedisServer]:
+@pytest.fixture
+def lasting_redis_server() -> Iterator[RedisServer]:
+    """The same, and it keeps what it has when it ends."""
+    yield from _running(append_only=True)
+
+
+def _running(append_only: bool = False) -> Iterator[RedisServer]:
     if find_binary() is None:
         pytest.skip(MISSING)
-    server = RedisServer()
+    server = RedisServer(append_only)
     try:
         server.start()
         yield server
@@ -65,3 +73,57 @@ def meet(request: pytest.FixtureRequest, closing: AsyncExitStack) -> Meet:
         return Pair(*sides)
 
     return make
+
+
+# Over Redis alone.
+
+
+@pytest.fixture
+def queue() -> str:
+    return uuid.uuid4().hex
+
+
+@pytest.fixture
+def opened(closing: AsyncExitStack, queue: str) -> Open:
+    """Makes one more broker of this test's queue."""
+
+    async def make(
+        server: RedisServer, *, name: str = queue, worker_timeout: float = 30.0, tries: int = 3
+    ) -> RedisBroker:
+        broker = RedisBroker(server.url, name, {"interactive": 100, "batch": 100}, worker_timeout, tries)
+        await broker.open()
+        closing.push_async_callback(broker.close)
+        return broker
+
+    return make
+
+
+@pytest.fixture
+async def pair(opened: Open, redis_server: RedisServer) -> Pair:
+    pair = Pair(await opened(redis_server), await opened(redis_server))
+    await pair.join("w")
+    return pair
+
+
+@pytest.fixture
+async def frail(opened: Open, own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Pair:
+    """Over a server that the test may stop; what takes longer than a moment is lost."""
+    monkeypatch.setattr(redis_store, "ANSWER_SECONDS", 0.4)
+    monkeypatch.setattr(redis_store, "CONNECT_SECONDS", 0.4)
+    monkeypatch.setattr(redis_store, "BLOCK_SECONDS", 0.2)
+    pair = Pair(await opened(own_redis_server), await opened(own_redis_server))
+    await pair.join("w")
+    return pair
+
+
+@pytest.fixture
+async def raw(redis_server: RedisServer) -> AsyncIterator[Redis]:
+    """The shared server, as an operator sees it."""
+    async with Redis.from_url(redis_server.url) as client:
+        yield client
+
+
+@pytest.fixture
+async def own_raw(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
+    async with Redis.from_url(own_redis_server.url) as client:
+        yield client

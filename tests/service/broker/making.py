@@ -11,14 +11,24 @@ from typing import Protocol
 from model.caption import Caption, Word
 from model.exits import ResolvedSpeed
 from service.broker.base import Delivery, FrontBroker, WorkerBroker
-from service.jobs import Answer, Job, ModelInfo, Priority, Refusal, Reply, Timings, WorkerState
+from service.broker.redis import RedisBroker
+from service.jobs import Answer, Job, ModelInfo, Priority, Progress, Refusal, Reply, Timings, WorkerState
 from tests.service.fakes import LAYERS, SPEEDS
+from tests.service.redis_server import RedisServer
 
 MODEL = ModelInfo("fake", "0123456789ab", LAYERS, "cpu", SPEEDS, 3)
 
 
 class Broker(FrontBroker, WorkerBroker, Protocol):
     """Both sides."""
+
+
+class Open(Protocol):
+    """Makes one more broker of a test's queue in Redis."""
+
+    async def __call__(
+        self, server: RedisServer, *, name: str = ..., worker_timeout: float = 30.0, tries: int = 3
+    ) -> RedisBroker: ...
 
 
 class Meet(Protocol):
@@ -55,7 +65,7 @@ class Pair:
         return await self.worker.answer(worker, delivery, reply(delivery.job, worker))
 
     async def heard(self, seconds: float = 0.06) -> list[str]:
-        """The ids of all replies that come until none came for so long; refusals as `id: code`."""
+        """The ids of all replies that come until none came for so long; refusals as `id: code`, words as `id+words`."""
         ids: list[str] = []
         while True:
             try:
@@ -66,15 +76,34 @@ class Pair:
             ids += [summary(each) for each in replies]
 
     async def heard_all(self, count: int, seconds: float = 5.0) -> list[Reply]:
-        """So many replies."""
+        """So many replies, and no words."""
         replies: list[Reply] = []
         async with asyncio.timeout(seconds):
             while len(replies) < count:
-                replies += await self.front.replies()
+                for each in await self.front.replies():
+                    assert isinstance(each, Reply)
+                    replies.append(each)
         return replies
 
+    async def tell(self, worker: str, delivery: Delivery, begin: int, *words: str) -> None:
+        await self.worker.tell(worker, [(delivery, progress(delivery, begin, *words))])
 
-def summary(said: Reply) -> str:
+    async def live(self, seconds: float) -> None:
+        """Lets that time pass, in which the store is there and somebody asks it."""
+        end = time.monotonic() + seconds
+        while (left := end - time.monotonic()) > 0:
+            await asyncio.sleep(min(left, 0.05))
+            await self.front.state()
+
+
+def progress(delivery: Delivery, begin: int, *words: str) -> Progress:
+    told = tuple(Word(word, 2, 0.25, -0.5) for word in words)
+    return Progress(delivery.job.id, delivery.attempt, begin, told)
+
+
+def summary(said: Reply | Progress) -> str:
+    if isinstance(said, Progress):
+        return f"{said.job_id}+{' '.join(word.text for word in said.words)}"
     return f"{said.job_id}: {said.outcome.code}" if isinstance(said.outcome, Refusal) else said.job_id
 
 

@@ -3,78 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import AsyncExitStack
 from dataclasses import replace
 
 import pytest
 from redis.asyncio import Redis
 
-from service.broker import redis_store, rules
-from service.broker.base import BrokerError, BrokerLostError, NoWorkerError
-from service.broker.redis import RedisBroker
+from service.broker import rules
+from service.broker.base import BrokerLostError, Found, NoWorkerError
 from service.broker.redis_store import Store
-from service.jobs import Job, Refusal
-from tests.service.broker.making import Pair, ids, job, reply, until, worker_state
+from service.jobs import Refusal
+from tests.service.broker.making import Open, Pair, ids, job, reply, until, worker_state
 from tests.service.redis_server import RedisServer
 
 pytestmark = pytest.mark.anyio
-
-Open = Callable[..., Awaitable[RedisBroker]]
-
-
-@pytest.fixture
-def queue() -> str:
-    return uuid.uuid4().hex
-
-
-@pytest.fixture
-def opened(closing: AsyncExitStack, queue: str) -> Open:
-    """Makes one more broker of this test's queue."""
-
-    async def make(
-        server: RedisServer, *, name: str = queue, worker_timeout: float = 30.0, tries: int = 3
-    ) -> RedisBroker:
-        broker = RedisBroker(server.url, name, {"interactive": 100, "batch": 100}, worker_timeout, tries)
-        await broker.open()
-        closing.push_async_callback(broker.close)
-        return broker
-
-    return make
-
-
-@pytest.fixture
-async def pair(opened: Open, redis_server: RedisServer) -> Pair:
-    pair = Pair(await opened(redis_server), await opened(redis_server))
-    await pair.join("w")
-    return pair
-
-
-@pytest.fixture
-async def frail(opened: Open, own_redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch) -> Pair:
-    """Over a server that the test may stop; what takes longer than a moment is lost."""
-    monkeypatch.setattr(redis_store, "ANSWER_SECONDS", 0.4)
-    monkeypatch.setattr(redis_store, "CONNECT_SECONDS", 0.4)
-    monkeypatch.setattr(redis_store, "BLOCK_SECONDS", 0.2)
-    pair = Pair(await opened(own_redis_server), await opened(own_redis_server))
-    await pair.join("w")
-    return pair
-
-
-@pytest.fixture
-async def raw(redis_server: RedisServer) -> AsyncIterator[Redis]:
-    """The shared server, as an operator sees it."""
-    async with Redis.from_url(redis_server.url) as client:
-        yield client
-
-
-@pytest.fixture
-async def own_raw(own_redis_server: RedisServer) -> AsyncIterator[Redis]:
-    async with Redis.from_url(own_redis_server.url) as client:
-        yield client
-
 
 # Fronts and queues.
 
@@ -90,6 +32,38 @@ async def test_a_reply_goes_to_the_front_that_submitted(opened: Open, redis_serv
     await other.submit("a")  # answered again, to whoever asks
     assert await other.heard() == ["a"]
     assert await pair.heard() == []
+
+
+async def test_words_and_reply_go_to_the_front_that_asked_last(
+    opened: Open, redis_server: RedisServer, pair: Pair
+) -> None:
+    other = Pair(await opened(redis_server), pair.worker)
+    await pair.submit("a")
+    delivery = await pair.take_one("w")
+    await pair.tell("w", delivery, 0, "two")
+    assert await other.front.remind("a")
+    await pair.tell("w", delivery, 1, "dogs")
+    assert await pair.front.cancel("a") is None  # it is another's now
+    assert await pair.worker.beat(worker_state("w")) == set()
+    assert await pair.answer("w", delivery)
+    assert await pair.heard() == ["a+two"]
+    assert await other.heard() == ["a+dogs", "a"]
+
+
+async def test_a_job_is_found_after_its_front_died(opened: Open, redis_server: RedisServer, pair: Pair) -> None:
+    broker = await opened(redis_server)
+    for name in ("a", "b", "c"):
+        await broker.submit(replace(job(name), kept=3600.0, note=f"note {name}"))
+    a = await pair.take_one("w")
+    assert await pair.answer("w", a)
+    await pair.take_one("w")
+    await broker.close()
+    again = await opened(redis_server)
+    seen = [await again.find(name) for name in ("a", "b", "c")]
+    assert seen[0] == Found("done", reply=reply(a.job, "w"), note="note a")
+    assert seen[1:] == [Found("running", note="note b"), Found("queued", 0, note="note c")]
+    await again.forget("b")
+    assert await pair.worker.beat(worker_state("w")) == {"b"}
 
 
 async def test_a_front_that_comes_back_is_answered_under_its_new_name(pair: Pair) -> None:
@@ -127,7 +101,7 @@ async def test_all_keys_of_a_queue_lie_in_one_slot_and_nothing_is_left_behind(
     await pair.worker.leave("w")
     await pair.worker.leave("v")
     lasting = {key async for key in own_raw.scan_iter() if await own_raw.ttl(key) < 0}
-    names = ("interactive", "batch", "counts", "bell", "epoch")
+    names = ("interactive", "batch", "counts", "bell", "epoch", "seen")
     assert lasting == {b"{deecap:photos}:" + name.encode() for name in names}
     assert await own_raw.xlen("{deecap:photos}:interactive") == await own_raw.xlen("{deecap:photos}:batch") == 0
     assert await own_raw.xlen("{deecap:photos}:bell") == 1
@@ -160,165 +134,14 @@ async def test_close_gives_every_connection_back(opened: Open, own_redis_server:
         await broker.state()
 
 
-# A server that goes, or that is not as it should be.
-
-
-async def test_nothing_listens() -> None:
-    broker = RedisBroker("redis://user:secret@127.0.0.1:1/0?socket_keepalive=1", "q", {}, 1, 1)
-    began = time.monotonic()
-    with pytest.raises(BrokerLostError, match=r"redis://127\.0\.0\.1:1/0: ") as lost:
-        await broker.open()
-    assert "secret" not in str(lost.value)
-    assert time.monotonic() - began < 1
-
-
-@pytest.mark.parametrize("url", ["http://127.0.0.1", "redis://host:port", "", "redis://[::1"])
-def test_an_address_that_is_none(url: str) -> None:
-    with pytest.raises(BrokerError, match="URL"):
-        RedisBroker(url, "q", {}, 1, 1)
-
-
-async def test_a_server_that_would_drop_jobs_is_refused(
-    opened: Open, own_redis_server: RedisServer, own_raw: Redis
-) -> None:
-    await own_raw.config_set("maxmemory-policy", "allkeys-lru")
-    await opened(own_redis_server)  # without a limit it drops nothing
-    await own_raw.config_set("maxmemory", "100mb")
-    with pytest.raises(BrokerError, match="noeviction") as refused:
-        await opened(own_redis_server)
-    assert not isinstance(refused.value, BrokerLostError)
-    await own_raw.config_set("maxmemory-policy", "noeviction")
-    await opened(own_redis_server)
-
-
-async def test_a_full_store_refuses_and_loses_nothing(
-    opened: Open, own_redis_server: RedisServer, own_raw: Redis
-) -> None:
-    pair = Pair(await opened(own_redis_server), await opened(own_redis_server))
-    await pair.join("w")
-    await pair.submit("a")
-    await own_raw.config_set("maxmemory", "1mb")
-    with pytest.raises(BrokerLostError, match="maxmemory"):
-        await pair.front.submit(replace(job("b"), image=bytes(1_000_000)))
-    await own_raw.config_set("maxmemory", "0")
-    assert ids(await pair.take("w")) == ["a"]
-
-
-async def test_the_server_restarts_empty_and_fronts_submit_again(frail: Pair, own_redis_server: RedisServer) -> None:
-    await frail.submit("running", "waiting")
-    old = await frail.take_one("w")
-    listening = asyncio.create_task(frail.front.replies())
-    idle = asyncio.create_task(frail.take("v", seconds=60))
-    await asyncio.sleep(0.05)
-    own_redis_server.restart()
-    with pytest.raises(BrokerLostError):
-        await listening
-    with pytest.raises(BrokerLostError):
-        await idle
-    assert not await frail.answer("w", old)  # the store knows nothing of it
-    with pytest.raises(NoWorkerError):
-        await frail.submit("running")
-    await frail.join("w")
-    await frail.submit("running", "waiting")
-    for delivery in await frail.take("w"):
-        assert await frail.answer("w", delivery)
-    replies = asyncio.create_task(told_of_loss_then_heard(frail, 2))
-    assert await replies == ["running", "waiting"]
-
-
-async def told_of_loss_then_heard(pair: Pair, count: int) -> list[str]:
-    """The ids of so many replies; the broker may say a few times that it was lost."""
-    heard: list[str] = []
-    async with asyncio.timeout(5):
-        while len(heard) < count:
-            try:
-                heard += [each.job_id for each in await pair.front.replies()]
-            except BrokerLostError:
-                continue
-    return heard
-
-
-async def test_the_store_is_emptied_without_a_connection_lost(frail: Pair, own_raw: Redis) -> None:
-    await frail.submit("a")
-    listening = asyncio.create_task(frail.front.replies())
-    await asyncio.sleep(0.05)
-    await own_raw.flushall()
-    with pytest.raises(BrokerLostError, match="empty"):
-        async with asyncio.timeout(2):
-            await listening
-    assert await frail.take("w") == []
-    await frail.join("w")
-    await frail.submit("a")
-    assert await frail.answer("w", await frail.take_one("w"))
-    assert await told_of_loss_then_heard(frail, 1) == ["a"]
-
-
-async def test_a_loss_that_another_call_noticed_is_told_to_the_one_who_waits_for_replies(
-    frail: Pair, own_redis_server: RedisServer
-) -> None:
-    own_redis_server.pause()  # it keeps what it holds, and the loss could go unnoticed
-    with pytest.raises(BrokerLostError):
-        await frail.front.state()
-    own_redis_server.resume()
-    await frail.front.state()
-    with pytest.raises(BrokerLostError):
-        async with asyncio.timeout(2):
-            await frail.front.replies()
-    await frail.submit("a")
-    assert await frail.answer("w", await frail.take_one("w"))
-    assert await frail.heard(0.3) == ["a"]  # it is told once
-
-
-async def test_a_server_that_hangs_is_lost_in_time_and_found_again(frail: Pair, own_redis_server: RedisServer) -> None:
-    await frail.submit("a")
-    own_redis_server.pause()
-    began = time.monotonic()
-    calls = (frail.submit("b"), frail.front.state(), frail.join("w"), frail.front.replies(), frail.take("w"))
-    results = await asyncio.gather(*calls, return_exceptions=True)
-    assert [type(result) for result in results] == [BrokerLostError] * len(calls)
-    assert time.monotonic() - began < 2
-    own_redis_server.resume()
-    await frail.submit("b")
-
-
-async def test_jobs_whose_delivery_never_arrived_are_handed_out_again(
-    frail: Pair, own_redis_server: RedisServer
-) -> None:
-    await frail.submit("a", "b")
-    kept = await frail.take_one("w")
-    own_redis_server.pause()
-    with pytest.raises(BrokerLostError):
-        await frail.take("w")
-    own_redis_server.resume()
-
-    async def nothing_waits() -> bool:
-        return (await frail.front.state()).waiting["interactive"] == 0
-
-    await until(nothing_waits)  # the take arrived; its answer went nowhere
-    await frail.join("w")
-    again = await frail.take_one("w")
-    assert (again.job.id, again.attempt) == ("b", 1)
-    assert await frail.answer("w", kept)
-    assert await frail.answer("w", again)
-
-
-async def test_an_answer_whose_confirmation_never_arrived(frail: Pair, own_redis_server: RedisServer) -> None:
-    await frail.submit("a")
-    delivery = await frail.take_one("w")
-    own_redis_server.pause()
-    with pytest.raises(BrokerLostError):
-        await frail.answer("w", delivery)
-    own_redis_server.resume()
-    assert await frail.answer("w", delivery)
-    assert await told_of_loss_then_heard(frail, 1) == ["a"]
-    assert (await frail.front.state()).answered == 1
+# Calls that cross each other.
 
 
 async def test_calls_that_later_ones_overtook_do_nothing(pair: Pair, redis_server: RedisServer, queue: str) -> None:
     """A hanging server may still get to a call that its worker gave up long ago."""
     store = Store(redis_server.url)
     await store.open()
-    key, settings = f"{{deecap:{queue}}}", '{"worker_timeout": 30, "tries": 3, "share": 8}'
+    key, settings = f"{{deecap:{queue}}}", rules.for_scripts(30, 3)
     await pair.submit("a", "b")
     first, second = await pair.take_one("w"), await pair.take_one("w")
     await pair.submit("c")
@@ -372,41 +195,7 @@ async def test_a_worker_started_again_under_its_name_may_have_died_of_its_jobs(
     assert (delivery.job.id, delivery.attempt) == ("a", 2)
 
 
-# What others wrote.
-
-
-async def test_entries_that_are_no_jobs_become_dead_letters(pair: Pair, raw: Redis, queue: str) -> None:
-    stream = f"{{deecap:{queue}}}:interactive"
-    whole = {"id": "x", "deadline": "1e12", "job": "{}", "image": b"\xff"}
-    wrong: list[dict[str, str | bytes]] = [
-        {"hello": "world"},
-        {f"field{i}": "" for i in range(9000)},  # more than Lua can unpack
-        {**whole, "deadline": "soon"},
-        {name: value for name, value in whole.items() if name != "image"},
-        {**whole, "job": "not json"},
-        {**whole, "job": "5"},
-        {**whole, "job": '{"id": "x"}'},
-        {**whole, "job": b"\xff"},
-    ]
-    for fields in wrong:
-        await raw.xadd(stream, fields)  # type: ignore[arg-type]
-    await pair.submit("good")
-    assert ids(await pair.take("w")) == ["good"]
-    state = await pair.front.state()
-    assert (state.dead, state.waiting["interactive"]) == (len(wrong), 0)
-    letters = await raw.xrange(f"{{deecap:{queue}}}:dead")
-    assert [fields[b"why"] for _, fields in letters] == [b"unreadable"] * len(wrong)
-    assert letters[4][1][b"job"] == b"not json"
-
-
-async def test_the_front_of_an_unreadable_job_is_told(pair: Pair, raw: Redis, queue: str) -> None:
-    class OfAnotherVersion(Job):
-        def to_wire(self) -> dict[str, bytes]:
-            return {"job": b'{"new": 1}', "image": b""}
-
-    await pair.front.submit(OfAnotherVersion(**vars(job("a"))))
-    assert await pair.take("w") == []
-    assert await pair.heard() == ["a: internal"]
+# What others did.
 
 
 async def test_entries_that_somebody_deleted_are_forgotten(pair: Pair, raw: Redis, queue: str) -> None:
@@ -417,23 +206,19 @@ async def test_entries_that_somebody_deleted_are_forgotten(pair: Pair, raw: Redi
     for delivery in taken:
         await raw.xdel(stream, delivery.receipt.split("/")[1])
     assert ids(await pair.take("w")) == ["stays"]
+    assert not await pair.front.remind("waits")
     await pair.submit("waits")  # it is known no more
     assert ids(await pair.take("w")) == ["waits"]
 
 
-async def test_a_reply_that_cannot_be_read_does_not_keep_the_others(pair: Pair, raw: Redis, queue: str) -> None:
-    await pair.submit("a")
-    (front,) = {await raw.hget(key, "front") async for key in raw.scan_iter(f"{{deecap:{queue}}}:job:*")}
-    await raw.xadd(f"{{deecap:{queue}}}:replies:{front.decode()}", {"reply": "nonsense"})
-    assert await pair.answer("w", await pair.take_one("w"))
-    assert await pair.heard() == ["a"]
-
-
-async def test_a_worker_of_another_version_is_not_listed_but_counts(pair: Pair, raw: Redis, queue: str) -> None:
-    await raw.hset(f"{{deecap:{queue}}}:workers", "w", '{"new": 1}')
-    assert (await pair.front.state()).workers == ()
-    await pair.submit("a")
-    assert ids(await pair.take("w")) == ["a"]
+async def test_a_deleted_entry_that_nobody_had_is_known_no_more(pair: Pair, raw: Redis, queue: str) -> None:
+    await pair.submit("deleted", "stays")
+    ((entry, _),) = await raw.xrange(f"{{deecap:{queue}}}:interactive", count=1)
+    await raw.xdel(f"{{deecap:{queue}}}:interactive", entry)
+    assert ids(await pair.take("w")) == ["stays"]
+    assert await pair.front.find("deleted") is None
+    assert not await pair.front.remind("deleted")
+    assert await raw.exists(f"{{deecap:{queue}}}:line:interactive") == 0
 
 
 async def test_only_the_newest_dead_letters_are_kept_with_the_photo(
@@ -445,7 +230,7 @@ async def test_only_the_newest_dead_letters_are_kept_with_the_photo(
     await pair.join("w")
     await pair.submit("a", "b", "c")
     await pair.take("w")
-    await asyncio.sleep(0.25)
+    await pair.live(0.25)
     await pair.join("v")
     assert await pair.take("v") == []
     letters = [fields for _, fields in await raw.xrange(f"{{deecap:{queue}}}:dead")]
@@ -454,7 +239,39 @@ async def test_only_the_newest_dead_letters_are_kept_with_the_photo(
         (b"c", b"poison", b"w"),
     ]
     assert letters[0][b"image"] == job("b").image
+    assert rules.DEAD_SECONDS_KEPT - 60 < await raw.ttl(f"{{deecap:{queue}}}:dead") <= rules.DEAD_SECONDS_KEPT
     assert (await pair.front.state()).dead == 3
     for said in await pair.heard_all(3):
         assert isinstance(said.outcome, Refusal)
         assert said == replace(reply(job(said.job_id), ""), outcome=rules.POISON)
+
+
+async def test_dead_letters_are_bounded_in_bytes_and_in_time(
+    opened: Open, redis_server: RedisServer, raw: Redis, queue: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(rules, "DEAD_BYTES_KEPT", 250_000)
+    monkeypatch.setattr(rules, "DEAD_SECONDS_KEPT", 1.0)
+    broker = await opened(redis_server, worker_timeout=0.2, tries=1)
+    pair = Pair(broker, broker)
+    dead = f"{{deecap:{queue}}}:dead"
+
+    async def kill(*names: str) -> list[bytes]:
+        """The ids of the letters there are after these became some."""
+        await pair.join("w")
+        for name in names:
+            await broker.submit(replace(job(name), image=bytes(100_000)))
+        await pair.take("w")
+        await pair.live(0.25)
+        await pair.join("v")
+        assert await pair.take("v") == []
+        return [fields[b"id"] for _, fields in await raw.xrange(dead)]
+
+    assert await kill("a", "b", "c", "d") == [b"c", b"d"]
+    await pair.live(0.5)
+    assert await kill("e") == [b"d", b"e"]
+    await pair.live(0.6)
+    assert [fields[b"id"] for _, fields in await raw.xrange(dead)] == [b"d", b"e"]
+    await pair.join("v")  # while workers live, a letter goes when its time is up
+    assert [fields[b"id"] for _, fields in await raw.xrange(dead)] == [b"e"]
+    await asyncio.sleep(0.6)
+    assert await raw.exists(dead) == 0

@@ -66,7 +66,7 @@ class Crowd:
     def __init__(self, server: RedisServer, stack: AsyncExitStack) -> None:
         self._server = server
         self._stack = stack
-        self._queue = uuid.uuid4().hex
+        self.queue = uuid.uuid4().hex
         self._born = 0
         self.deaths: Counter[str] = Counter()
         self.confirmed: list[str] = []  # jobs whose answer was accepted
@@ -75,7 +75,7 @@ class Crowd:
 
     async def broker(self) -> RedisBroker:
         depths = {"interactive": 1000, "batch": 1000}
-        broker = RedisBroker(self._server.url, self._queue, depths, WORKER_TIMEOUT, tries=1000)  # type: ignore[arg-type]
+        broker = RedisBroker(self._server.url, self.queue, depths, WORKER_TIMEOUT, tries=1000)  # type: ignore[arg-type]
         await broker.open()
         self._stack.push_async_callback(broker.close)
         return broker
@@ -162,4 +162,6 @@ async def test_every_job_is_answered_once_while_workers_die(redis_server: RedisS
     assert sorted(crowd.confirmed) == everything
     state = await fronts[0].state()
     assert (state.answered, state.dead, sum(state.waiting.values())) == (len(everything), 0, 0)
+    async with Redis.from_url(redis_server.url) as raw:
+        assert await raw.keys(f"*{crowd.queue}*:line:*") == []  # nobody waits, and nobody is said to
     assert min(crowd.deaths["die"], crowd.deaths["freeze"], crowd.refused, state.redelivered) > 0

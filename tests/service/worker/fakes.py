@@ -3,30 +3,29 @@
 from __future__ import annotations
 
 import asyncio
-import itertools
 import threading
 import time
 from collections import Counter, defaultdict
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from PIL import Image
 from prometheus_client import CollectorRegistry
 
-from model.caption import Caption, Regions, Word
+from model.caption import Regions, Word
 from model.exits import ResolvedSpeed
 from service.broker.base import BrokerLostError, Delivery
 from service.broker.memory import MemoryBroker
 from service.feature_cache import FeatureCache, MemoryFeatureCache
 from service.images import ImageLimits
-from service.jobs import Answer, Job, Priority, Refusal, Reply, WorkerState
+from service.jobs import Answer, Job, Priority, Progress, Refusal, Reply, WorkerState
 from service.model_thread import ModelThread
 from service.worker import Worker
 from service.worker_metrics import WorkerMetrics
 from tests.service import pictures
-from tests.service.fakes import LAYERS, SPEEDS
+from tests.service.fakes import InMaking, MadeUpCaptioner
 from tests.service.running import until
 
 STEPS = 5  # of each caption: four words and the end
@@ -43,52 +42,23 @@ def text(level: int, tau: float = 1.0, beam: int = 1) -> str:
     return f"grey {level} tau{tau:g} beam{beam}"
 
 
-@dataclass
-class _InMaking:
-    level: int
-    speed: ResolvedSpeed
-    beam: int
-    deadline: float
-    steps: int = 0
-
-
-@dataclass
-class StepFake:
+class StepFake(MadeUpCaptioner):
     """Clear `look_gate` or `step_gate` to hold it there. It fails where a level of the sets takes part."""
 
-    slots: int = 8
-    name: str = "fake"
-    revision: str = "0123456789ab"
-    extractor_revision: str = "ba9876543210"
-    layers: int = LAYERS
-    device: str = "cpu"
-    vocabulary_size: int = 3
-    speeds = SPEEDS
-    step_seconds: float = 0.0
-    frozen: bool = False  # steps are made, and no caption gets on
-    fails_look: set[int] = field(default_factory=set)
-    fails_begin: set[int] = field(default_factory=set)
-    fails_step: set[int] = field(default_factory=set)
-    raises: Callable[[], BaseException] = lambda: RuntimeError("poison")
-    looks: list[list[int]] = field(default_factory=list)  # levels that shared a look
-    steps: list[list[int]] = field(default_factory=list)  # and a step
-    threads: set[str] = field(default_factory=set)
-
-    def __post_init__(self) -> None:
+    def __init__(self, step_seconds: float = 0.0) -> None:
+        super().__init__()
+        self.step_seconds = step_seconds
+        self.frozen = False  # steps are made, and no caption gets on
+        self.fails_look: set[int] = set()
+        self.fails_begin: set[int] = set()
+        self.fails_step: set[int] = set()
+        self.raises: Callable[[], BaseException] = lambda: RuntimeError("poison")
+        self.looks: list[list[int]] = []  # levels that shared a look
+        self.steps: list[list[int]] = []  # and a step
+        self.threads: set[str] = set()
         self.look_gate, self.step_gate, self.looking = threading.Event(), threading.Event(), threading.Event()
         self.look_gate.set()
         self.step_gate.set()
-        self._tickets = itertools.count(1)
-        self._making: dict[int, _InMaking] = {}
-        self._over: list[tuple[int, Caption | str]] = []
-
-    @property
-    def free(self) -> int:
-        return self.slots - sum(each.beam for each in self._making.values())
-
-    @property
-    def busy(self) -> bool:
-        return bool(self._making)
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         return np.array([round(float(np.asarray(image.convert("L")).mean()))])
@@ -111,19 +81,15 @@ class StepFake:
         beams: Sequence[int],
         deadlines: Sequence[float],
     ) -> list[int]:
-        levels = [int(regions.features[0, 0]) for regions in batch]
-        self._maybe_fail(levels, self.fails_begin)
-        new = {next(self._tickets): _InMaking(*each) for each in zip(levels, speeds, beams, deadlines, strict=True)}
-        self._making.update(new)
-        assert self.free >= 0
-        return list(new)
+        self._maybe_fail([int(regions.features[0, 0]) for regions in batch], self.fails_begin)
+        return super().begin(batch, speeds, beams, deadlines)
 
-    def cancel(self, ticket: int) -> None:
-        if self._making.pop(ticket, None):
-            self._over.append((ticket, "cancelled"))
+    def words_of(self, each: InMaking) -> tuple[Word, ...]:
+        words = [*text(_level(each), each.speed.tau, each.beam).split(), ""]
+        return tuple(Word(word, 1 + at, 0.5, -0.1) for at, word in enumerate(words))
 
     def step(self) -> None:
-        levels = [each.level for each in self._making.values()]
+        levels = [_level(each) for each in self.making.values()]
         if levels != [CANARY]:
             assert self.step_gate.wait(10)
             if self.frozen:
@@ -132,36 +98,30 @@ class StepFake:
             self.steps.append(levels)
             time.sleep(self.step_seconds)
         self._maybe_fail(levels, self.fails_step)
-        for ticket, each in list(self._making.items()):
-            each.steps += 1
-            if each.deadline <= time.monotonic():
-                self._over.append((ticket, "deadline"))
-            elif each.steps == STEPS:
-                words = [*text(each.level, each.speed.tau, each.beam).split(), ""]
-                steps = tuple(Word(word, 1 + at, 0.5, -0.1) for at, word in enumerate(words))
-                self._over.append((ticket, Caption(steps, each.speed, LAYERS)))
-            else:
-                continue
-            del self._making[ticket]
-
-    def finished(self) -> list[tuple[int, Caption | str]]:
-        over, self._over = self._over, []
-        return over
-
-    def reset(self) -> None:
-        self._making.clear()
-        self._over.clear()
+        super().step()
 
     def _maybe_fail(self, levels: Sequence[int], poison: set[int]) -> None:
         if poison.intersection(levels):
             raise self.raises()
 
 
+def _level(each: InMaking) -> int:
+    return int(each.regions.features[0, 0])
+
+
 class LossyBroker(MemoryBroker):
-    """Raises `BrokerLostError` from all that a worker calls while `lost`; counts beats."""
+    """Raises `BrokerLostError` from all that a worker calls while `lost`; counts beats, and notes what was told.
+
+    `on_tell` is awaited before words are taken.
+    """
 
     lost = False
     beats = 0
+    on_tell: Callable[[], Awaitable[None]] | None = None
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.calls: list[list[str]] = []  # the ids of the jobs in each call of `tell`
 
     def _reach(self) -> None:
         if self.lost:
@@ -180,6 +140,13 @@ class LossyBroker(MemoryBroker):
         self._reach()
         return await super().answer(worker, delivery, reply)
 
+    async def tell(self, worker: str, words: Sequence[tuple[Delivery, Progress]]) -> None:
+        self.calls.append([progress.job_id for _, progress in words])
+        if self.on_tell is not None:
+            await self.on_tell()
+        self._reach()
+        await super().tell(worker, words)
+
     async def give_back(self, worker: str, deliveries: Collection[Delivery]) -> None:
         self._reach()
         await super().give_back(worker, deliveries)
@@ -193,6 +160,7 @@ class Stage:
         self.workers: list[Worker] = []
         self.hung: list[str] = []
         self.replies: defaultdict[str, list[Reply]] = defaultdict(list)  # by job
+        self.heard: defaultdict[str, list[Progress | Reply]] = defaultdict(list)  # the same, and words before them
         self.jobs: dict[str, Job] = {}
         self.registry = CollectorRegistry()
         self._listening = asyncio.create_task(self._listen())
@@ -206,6 +174,7 @@ class Stage:
         cache: FeatureCache | None = None,
         hang_seconds: float = 5.0,
         drain_seconds: float = 5.0,
+        target_wait: float = 60.0,
     ) -> Worker:
         metrics = WorkerMetrics(CollectorRegistry() if self.workers else self.registry)
         worker = Worker(
@@ -217,6 +186,7 @@ class Stage:
             beat_seconds=0.02,
             hang_seconds=hang_seconds,
             drain_seconds=drain_seconds,
+            target_wait=target_wait,
             on_hang=self.hung.append,
         )
         self.workers.append(worker)
@@ -234,10 +204,12 @@ class Stage:
         seconds: float = 20.0,
         priority: Priority = "interactive",
         image: bytes | None = None,
+        **options: Any,
     ) -> Job:
         data = photo(level) if image is None else image
         number = f"job-{len(self.jobs)}"
-        job = Job(number, data, speed, tau, beam, priority, self.broker.clock() + seconds, f"request-{number}")
+        deadline = self.broker.clock() + seconds
+        job = Job(number, data, speed, tau, beam, priority, deadline, f"request-{number}", **options)
         self.jobs[number] = job
         await self.broker.submit(job)
         return job
@@ -252,6 +224,20 @@ class Stage:
         outcome = await self.outcome(job)
         assert isinstance(outcome, Answer), outcome
         return outcome.caption.text
+
+    def words(self, job: Job) -> list[str]:
+        """Told of its latest attempt so far. Fails where there is a gap, a word told twice, or one after the reply."""
+        found: list[str] = []
+        attempt, heard = 0, self.heard[job.id]
+        assert not any(isinstance(each, Reply) for each in heard[:-1]), "something came after the reply"
+        for each in heard:
+            if isinstance(each, Progress):
+                assert each.attempt >= attempt
+                found = [] if each.attempt > attempt else found
+                attempt = each.attempt
+                assert (each.begin, bool(each.words)) == (len(found), True)
+                found += [word.text for word in each.words]
+        return found
 
     async def refusal(self, job: Job) -> str:
         outcome = await self.outcome(job)
@@ -276,5 +262,7 @@ class Stage:
 
     async def _listen(self) -> None:
         while True:
-            for reply in await self.broker.replies():
-                self.replies[reply.job_id].append(reply)
+            for each in await self.broker.replies():
+                self.heard[each.job_id].append(each)
+                if isinstance(each, Reply):
+                    self.replies[each.job_id].append(each)

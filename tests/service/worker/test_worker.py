@@ -12,8 +12,8 @@ from PIL import Image
 
 import service.worker
 from service.broker.base import Delivery
+from service.caption_maker import HASHED_AT_ONCE
 from service.jobs import Answer, Job
-from service.worker import HASHED_AT_ONCE
 from tests.service import pictures
 from tests.service.running import until
 from tests.service.worker.fakes import STEPS, Stage, StepFake, text
@@ -285,11 +285,11 @@ async def test_a_job_that_may_have_killed_a_worker_is_alone(fake: StepFake) -> N
     stage = Stage(worker_timeout=0.3)
     worker = await stage.add_worker(fake)
     fake.step_seconds = 0.01
-    worker._model.healthy = False  # so that it takes nothing meanwhile
+    worker._model._turns.healthy = False  # so that it takes nothing meanwhile
     await asyncio.sleep(0.6)
     suspect = await stage.submit(99)
     await take_and_die(stage, "dead")
-    worker._model.healthy = True
+    worker._model._turns.healthy = True
     jobs = []
     for level in range(20):
         jobs.append(await stage.submit(level))
@@ -379,7 +379,7 @@ async def test_a_dead_model_thread_ends_the_process(stage: Stage, fake: StepFake
 async def test_a_model_that_fails_takes_no_jobs_until_a_canary_goes_through(
     stage: Stage, fake: StepFake, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("service.model_thread.RETRY_CANARY_SECONDS", 0.05)
+    monkeypatch.setattr("service.model_turns.RETRY_CANARY_SECONDS", 0.05)
     worker = await stage.add_worker(fake)  # which always asks for more
     fake.look_gate.clear()
     broken = await stage.submit(1)

@@ -16,6 +16,7 @@ from pathlib import Path
 import httpx
 import pytest
 from prometheus_client import CollectorRegistry
+from pydantic import ValidationError
 
 from service.broker.base import NoWorkerError
 from service.broker.redis import RedisBroker
@@ -25,7 +26,7 @@ from service.jobs import Answer, Job
 from service.model_thread import ModelThread
 from service.settings import Settings
 from service.wiring import make_cache, make_worker
-from service.worker import HANG_STATUS, Worker
+from service.worker import BEAT_SECONDS, HANG_STATUS, Worker
 from service.worker_metrics import WorkerMetrics
 from service.worker_process import health_app
 from tests.service.redis_server import MISSING, RedisServer, find_binary
@@ -120,10 +121,13 @@ async def test_metrics_tell_what_was_done(
 
 
 async def test_the_settings_reach_the_worker(stage: Stage) -> None:
-    settings = Settings(look_batch=3, hang_timeout_s=7.0, drain_timeout_s=9.0, feature_cache_mb=2, min_side=9)
+    settings = Settings(
+        look_batch=3, hang_timeout_s=7.0, drain_timeout_s=9.0, feature_cache_mb=2, min_side=9, target_wait_ms=400
+    )
     worker = make_worker(settings, stage.broker, CollectorRegistry())
     assert (worker._look_ahead, worker._hang_seconds, worker._drain_seconds) == (6, 7.0, 9.0)
-    assert worker._limits == ImageLimits(settings.max_pixels, 9)
+    assert worker._load._target == 0.4
+    assert worker._maker._limits == ImageLimits(settings.max_pixels, 9)
     assert worker.id != make_worker(settings, stage.broker, CollectorRegistry()).id
     metrics = WorkerMetrics(CollectorRegistry())
     assert isinstance(make_cache(settings, metrics), MemoryFeatureCache)
@@ -132,6 +136,13 @@ async def test_the_settings_reach_the_worker(stage: Stage) -> None:
     assert await over_redis.get("photo") is None
     assert metrics.registry.get_sample_value("deecap_cache_errors_total", {"cache": "redis"}) == 1
     await over_redis.close()
+
+
+def test_several_beats_may_be_late_before_a_worker_is_dead() -> None:
+    least = next(each.ge for each in Settings.model_fields["worker_timeout_s"].metadata if hasattr(each, "ge"))
+    assert least / 3 > BEAT_SECONDS
+    with pytest.raises(ValidationError):
+        Settings(worker_timeout_s=least - 0.01)
 
 
 # The process itself, with the fake for a model.

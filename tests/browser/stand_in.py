@@ -1,0 +1,100 @@
+"""A front that streams what the test tells it to, event by event: the page's side of server-sent events."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import queue
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import uvicorn
+from fastapi import FastAPI, Request
+from fastapi.responses import StreamingResponse
+
+from service.routes import home
+
+END = None  # the connection closes
+
+
+def word(index: int, text: str, layer: int, attempt: int = 1) -> tuple[str, dict[str, Any]]:
+    return "word", {"index": index, "text": text, "exit_layer": layer, "entropy": 0.5 * layer, "attempt": attempt}
+
+
+def caption(*words: tuple[str, int]) -> tuple[str, dict[str, Any]]:
+    """The closing event: these words and an end that left at layer 6."""
+    steps = len(words) + 1
+    return "caption", {
+        "caption": " ".join(text for text, _ in words),
+        "confidence": 0.5,
+        "words": [{"text": text, "exit_layer": layer, "entropy": 0.5 * layer} for text, layer in words],
+        "speed": {"requested": "balanced", "tier": "balanced", "tau": 1.0, "promised": 2.0},
+        "speedup": 6 * steps / (sum(layer for _, layer in words) + 6),
+        "timings_ms": {"queue": 0.1, "decode_image": 1.0, "look": 20.0, "describe": 10.0, "total": 31.1},
+        "model": {"name": "stand-in", "revision": "0"},
+        "request_id": "r",
+        "regions": [],
+    }
+
+
+class StandIn:
+    """`say` the events of the captions that are asked for, the first being 0."""
+
+    def __init__(self) -> None:
+        self.accepted: list[str] = []  # the Accept header of each caption asked for
+        self._said: defaultdict[int, queue.Queue[tuple[str, dict[str, Any]] | None]] = defaultdict(queue.Queue)
+        self.app = FastAPI(docs_url=None)
+        self.app.include_router(home.router)
+        self.app.get("/readyz")(lambda: {"status": "ok"})
+        self.app.get("/v1/model")(lambda: {"name": "stand-in", "layers": 6, "device": "cpu"})
+        self.app.get("/v1/speeds")(self._speeds)
+        self.app.post("/v1/caption")(self._caption)
+
+    def say(self, *events: tuple[str, dict[str, Any]] | None, to: int = 0) -> None:
+        for event in events:
+            self._said[to].put(event)
+
+    @staticmethod
+    def _speeds() -> dict[str, Any]:
+        tiers = [{"name": name, "target": i, "promised": i} for i, name in enumerate(["full", "balanced"], start=1)]
+        return {"default": "balanced", "tiers": tiers, "range": {"lowest": 1.0, "highest": 3.0}}
+
+    async def _caption(self, request: Request) -> StreamingResponse:
+        await request.body()
+        said = self._said[len(self.accepted)]
+        self.accepted.append(request.headers["accept"])
+
+        async def lines() -> AsyncIterator[str]:
+            yield ": keep-alive\n\n"
+            while True:
+                while said.empty():
+                    await asyncio.sleep(0.01)
+                event = said.get()
+                if event is END:
+                    return
+                name, data = event
+                # In two pieces, as a network may cut it.
+                yield f"event: {name}\nda"
+                await asyncio.sleep(0.01)
+                yield f"ta: {json.dumps(data)}\n\n"
+
+        return StreamingResponse(lines(), media_type="text/event-stream")
+
+    @contextmanager
+    def serving(self) -> Iterator[str]:
+        """Serves it on a free port; gives its address."""
+        server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run)
+        thread.start()
+        try:
+            while not server.started:
+                time.sleep(0.01)
+            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        finally:
+            server.should_exit = True
+            thread.join(10)
+            assert not thread.is_alive()
