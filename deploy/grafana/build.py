@@ -181,6 +181,15 @@ LATENCY = [
         "Every front tells the same of it.",
     ),
     graph("Oldest photo in the queue", "s", {"waits": "max(deecap_queue_oldest_seconds)"}),
+    graph(
+        "Made faster for the load",
+        "none",
+        {
+            "{{instance}}": "deecap_load_level",
+            "captions per second": total("deecap_speed_moved_total"),
+        },
+        "How far each worker moves the speed of photos that allow it (0 as asked, 1 as fast as they allow), and how many.",
+    ),
     graph("At the fronts", "none", {"{{instance}}": "deecap_requests_in_flight"}, "Requests being answered."),
     row("Promise: 99.5% answered"),
     graph(

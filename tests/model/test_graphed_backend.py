@@ -32,7 +32,6 @@ from model.vocabulary import BOS, EOS
 from tests.model.engine_checks import FLOAT64, KINDS, POLICIES, Asked, draw, expected, run, same
 
 MakeModel = Callable[..., DeeCap]
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device that torch sees")
 
 # Operators with which a pass would ask the device for a number, or give results of a size that depends on numbers.
 WAITING = ("_local_scalar_dense", "nonzero", "is_nonzero", "masked_select", "unique", "item", "equal")
@@ -272,7 +271,7 @@ def on_gpu(model: DeeCap, requests: list[Asked]) -> tuple[DeeCap, list[Asked]]:
     return copy.deepcopy(model).cuda(), [replace(asked, memory=asked.memory.cuda()) for asked in requests]
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize(("exits", "fusion"), KINDS)
 @pytest.mark.parametrize("policy", POLICIES, ids=lambda policy: f"{policy.tested}-{policy.skipped}-{policy.margin}")
 def test_graphs_in_float64_decide_as_the_plain_decoder(
@@ -290,7 +289,7 @@ def test_graphs_in_float64_decide_as_the_plain_decoder(
         same(steps, expected(model, policy, asked))
 
 
-@needs_gpu
+@pytest.mark.gpu
 @pytest.mark.parametrize("name", ["bfloat16", "float32"])
 def test_a_graph_gives_what_its_pass_gives_without_one(make_model: MakeModel, name: str) -> None:
     """To the bit: the kernels are the same."""
@@ -301,7 +300,7 @@ def test_a_graph_gives_what_its_pass_gives_without_one(make_model: MakeModel, na
     assert captured == run(Engine(moved, policy, Eager(name, "cuda"), slots=8), requests)
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_a_step_waits_for_the_device_in_no_other_way_than_for_its_decisions(make_model: MakeModel) -> None:
     model = endless(make_model).cuda()
     engine = Engine(model, ExitPolicy((1,), skipped="copied"), choose_precision("cuda"), slots=4)
@@ -320,7 +319,7 @@ def test_a_step_waits_for_the_device_in_no_other_way_than_for_its_decisions(make
     assert engine.busy
 
 
-@needs_gpu
+@pytest.mark.gpu
 def test_captions_of_a_trained_network_in_bfloat16_are_mostly_those_of_float32() -> None:
     """The shipped network over memories of its own encoder: the share of captions that are the same, word for word."""
     from model.bundle import load_bundle
