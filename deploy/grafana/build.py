@@ -188,7 +188,7 @@ LATENCY = [
             "{{instance}}": "deecap_load_level",
             "captions per second": total("deecap_speed_moved_total"),
         },
-        "How far each worker moves the speed of photos that allow it (0 as asked, 1 as fast as they allow), and how many.",
+        "How far each worker moves the speed of photos that allow it, 0 to 1, and how many.",
     ),
     graph("At the fronts", "none", {"{{instance}}": "deecap_requests_in_flight"}, "Requests being answered."),
     row("Promise: 99.5% answered"),
