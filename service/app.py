@@ -73,7 +73,9 @@ def create_app(
     limits = ImageLimits(settings.max_pixels, settings.min_side)
     own: MemoryBroker | None = None
     if broker is None and settings.broker == MEMORY:
-        broker = own = MemoryBroker(settings.depths, settings.worker_timeout_s, settings.tries)
+        broker = own = MemoryBroker(
+            settings.depths, settings.worker_timeout_s, settings.tries, waiting_bytes=settings.max_uploads_bytes
+        )
     front = Front(broker or redis_broker(settings), own_worker=own is not None)
     quota = Quota(settings.quota_per_minute)
     uploads = Uploads(settings.max_uploads_bytes)

@@ -88,6 +88,7 @@ class CaptionMaker:
         self._extractor = ""  # what looks at photos, known once the model has been loaded
         self._making: dict[tuple[str, float, int, bool], _Making] = {}  # by photo, τ, beam and attention
         self._puts: set[asyncio.Task[None]] = set()
+        self._threads: set[asyncio.Task[np.ndarray]] = set()  # that decode
 
     def begin(self) -> None:
         """To be called once the model has been loaded."""
@@ -123,7 +124,7 @@ class CaptionMaker:
                 del self._making[key]
 
     async def close(self) -> None:
-        await asyncio.gather(*self._puts, return_exceptions=True)
+        await asyncio.gather(*self._puts, *self._threads, return_exceptions=True)
 
     def _start(self, wish: Wish, digest: str) -> _Making:
         decoded = f"{PREPARED}-{self._limits.max_pixels}-{self._limits.min_side}"  # the limits: what was refused
@@ -147,13 +148,7 @@ class CaptionMaker:
         work.regions = await self._cache.get(work.photo)
         self._metrics.cache_asked(self._cache.name, hit=work.regions is not None)
         if work.regions is None:
-            async with self._decoding:
-                begin = time.monotonic()
-                if begin < work.deadline:
-                    work.pixels = await asyncio.to_thread(self._to_pixels, image)
-                decoded = (begin, time.monotonic())
-            if work.deadline <= decoded[1]:
-                raise LateError("decode")
+            decoded = await self._decode(work, image)
         made = await self._model.caption(work, self._on_begun, making.hear)
         if work.streams and len(making.words) < len(made.caption.words):  # a caption that ended without an end
             making.hear(len(making.words), made.caption.words[len(making.words) :])
@@ -162,6 +157,27 @@ class CaptionMaker:
             self._puts.add(put)
             put.add_done_callback(self._puts.discard)
         return Done(made, decoded)
+
+    async def _decode(self, work: Work, image: bytes) -> Span:
+        """Gives the work its pixels. Raises `LateError`, and `Problem`."""
+        await self._decoding.acquire()
+        begin = time.monotonic()
+        if begin < work.deadline:
+            thread = asyncio.create_task(asyncio.to_thread(self._to_pixels, image))
+            self._threads.add(thread)
+            thread.add_done_callback(self._decoded)
+            work.pixels = await asyncio.shield(thread)
+        else:
+            self._decoding.release()
+        end = time.monotonic()
+        if work.deadline <= end:
+            raise LateError("decode")
+        return begin, end
+
+    def _decoded(self, thread: asyncio.Task[np.ndarray]) -> None:
+        """A thread cannot be stopped: it has its place among those that decode until it ends, wanted or not."""
+        self._threads.discard(thread)
+        self._decoding.release()
 
     def _to_pixels(self, image: bytes) -> np.ndarray:
         """Raises `Problem`."""

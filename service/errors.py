@@ -15,6 +15,7 @@ from starlette.exceptions import HTTPException
 
 PROBLEM_JSON = "application/problem+json"
 OPEN_INFERENCE = "/v2"  # below it, errors have the shape of the Open Inference Protocol
+WENT_WRONG = "Something went wrong here; the request id finds it in the log."  # the detail of an `internal`
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from collections.abc import AsyncGenerator, Coroutine, Mapping
 from typing import Any, TypeVar
 
 from service.broker.base import BrokerError, BrokerLostError, Found, FrontBroker, NoWorkerError, QueueFullError
-from service.errors import KINDS, Problem
+from service.errors import Problem
 from service.jobs import PRIORITIES, Answer, Job, ModelInfo, Priority, Progress, QueueState, Reply
 from service.keeping import Keeping
 from service.queue_watch import no_worker, stopping, unavailable
@@ -173,6 +173,9 @@ class Front:
         Raises `Problem`, as `caption`. To give the job up, close the iterator.
         """
         self._check_open()
+        if job.deadline <= self._broker.clock():  # before it could be put into the queue
+            self._keeping.late["front"] += 1
+            raise _too_late()
         waiting = self._under_way.add(job)
         queued = True  # or perhaps so: a store that failed meanwhile does not say
         late = False
@@ -192,12 +195,12 @@ class Front:
             queued = isinstance(said, Problem)
         except TimeoutError as error:
             late = True
-            raise Problem("deadline_exceeded", "The caption was not ready by the deadline (timeout_ms).") from error
+            raise _too_late() from error
         except BrokerError as error:
             raise self._problem(error) from error
         finally:
             self._under_way.remove(waiting)
-            if queued and job.id not in self._under_way:
+            if queued:
                 self._keeping.give_up(job.id, late)
         yield self._answer(said)
 
@@ -256,9 +259,11 @@ class Front:
             return said.outcome
         if said.outcome.code == "deadline_exceeded":
             self._keeping.late["worker" if said.worker else "queue"] += 1  # the queue answers for no worker
-        # A worker newer than this front may know codes that this front does not.
-        code = said.outcome.code if said.outcome.code in KINDS else "internal"
-        raise Problem(code, said.outcome.detail, retry_after=said.outcome.retry_after)
+        raise said.outcome.to_problem()
+
+
+def _too_late() -> Problem:
+    return Problem("deadline_exceeded", "The caption was not ready by the deadline (timeout_ms).")
 
 
 def _full(state: QueueState, depths: Mapping[Priority, int], priority: Priority | None) -> bool:

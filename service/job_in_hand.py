@@ -96,7 +96,8 @@ class Outcomes:
             self._metrics.speed_moved()
         caption = replace(made.caption, speed=chosen.used)  # which may be made for another job, by another name of τ
         asked = chosen.asked if chosen.moved else None
-        return Answer(caption, _boxes(made), timings, self._info.name, self._info.revision, asked, made.attention)
+        boxes = _boxes(made) if hand.delivery.job.regions else ()  # most of an answer's bytes, and it may be kept
+        return Answer(caption, boxes, timings, self._info.name, self._info.revision, asked, made.attention)
 
 
 def trace_job(tracing: Tracing, worker: str, hand: Hand, outcome: Answer | Refusal) -> None:

@@ -15,6 +15,7 @@ from typing import Any, Literal
 from model.caption import Caption, Word
 from model.exits import ResolvedSpeed, SpeedTable
 from service import wire
+from service.errors import KINDS, Problem
 
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")  # the more urgent first
@@ -37,6 +38,7 @@ class Job:
     min_speed: float | None = None  # SpeedUp; with max_speed: what the client allows under load
     max_speed: float | None = None
     attention: bool = False  # where its words looked is wanted too
+    regions: bool = True  # the boxes are wanted; an older front does not say, and may want them
     stream: bool = False  # its words are told as they are decided, as `Progress`
     kept: float = 0.0  # seconds that its outcome can be found; 0: as long as resubmission needs it, a minute
     note: str = ""  # of the front that submitted it first, kept with the outcome: `Found.note`; workers pass it over
@@ -70,7 +72,7 @@ class Answer:
     """A job done."""
 
     caption: Caption
-    boxes: tuple[Box, ...]  # of the regions looked at
+    boxes: tuple[Box, ...]  # of the regions looked at; none where they were not asked for
     timings: Timings
     model: str
     revision: str
@@ -85,6 +87,10 @@ class Refusal:
     code: str  # of `service.errors.KINDS`
     detail: str
     retry_after: int | None = None  # seconds
+
+    def to_problem(self) -> Problem:
+        """A worker newer than this front may know codes that this front does not: those are `internal`."""
+        return Problem(self.code if self.code in KINDS else "internal", self.detail, retry_after=self.retry_after)
 
 
 @dataclass(frozen=True)

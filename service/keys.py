@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from service.settings import Settings, SettingsError
 
 SHORTEST_KEY = 8  # characters; anything shorter is found by trying
+_ROUNDING = 1e-6  # of a token: who waits the seconds that it was told to is not told one more
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 _KEY = re.compile(r"[!-~]+")  # what fits into a header, RFC 9110 5.5
 
@@ -70,10 +71,11 @@ class Quota:
         left, then = self._buckets.get(name, (float(self._per_minute), now))
         left = min(self._per_minute, left + (now - then) * rate)
         missing = min(count, self._per_minute) - left
-        if missing <= 0:
-            left -= count
-        self._buckets[name] = (left, now)
-        return 0 if missing <= 0 else max(1, math.ceil(missing / rate))
+        if missing > _ROUNDING:
+            self._buckets[name] = (left, now)
+            return max(1, math.ceil(missing / rate))
+        self._buckets[name] = (left - count, now)
+        return 0
 
     def give_back(self, name: str, count: int) -> None:
         """Tokens that were taken for what the service then could not do."""
@@ -106,10 +108,13 @@ def read_keys(settings: Settings) -> ApiKeys:
 
 
 def _read_key(entry: str, number: int) -> ApiKey:
-    """`name:key` or `key`, whose name is then its number. The messages never show the key."""
+    """`name:key`, or `key`, whose name then comes of its digest: wherever it stands, what is its own stays its own.
+
+    The messages never show the key.
+    """
     name, colon, key = entry.partition(":")
     if not colon:
-        name, key = f"key-{number}", entry
+        name, key = f"key-{_digest(entry).hex()[:8]}", entry
     if not _NAME.fullmatch(name):
         raise SettingsError(f"DEECAP_API_KEYS: key {number}: a name is letters, digits and _.- up to 64")
     if len(key) < SHORTEST_KEY or not _KEY.fullmatch(key):

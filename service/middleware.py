@@ -12,7 +12,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from service.errors import KINDS, printable, problem_response
+from service.errors import KINDS, WENT_WRONG, printable, problem_response
 from service.keys import ApiKeys, Quota
 from service.logs import ACCESS, RequestIds, current, fields
 from service.metrics import Metrics
@@ -94,8 +94,7 @@ class Envelope:
             log.exception("request %s failed", request_id)
             state["outcome"] = "internal"
             if status == 0:  # else the client sees a cut answer, which is the truth
-                detail = "Something went wrong here; the request id finds it in the log."
-                await problem_response(Request(scope), "internal", detail)(scope, receive, send_with_id)
+                await problem_response(Request(scope), "internal", WENT_WRONG)(scope, receive, send_with_id)
         finally:
             self._done(scope, asked, status, time.monotonic() - arrived, span)
             current.reset(ids)

@@ -43,7 +43,7 @@ class CaptionOptions(BaseModel):
     timeout_ms: Annotated[int, Field(ge=1), BeforeValidator(_no_boolean)] | None = Field(
         None,
         description="Milliseconds from the request's arrival until 504; at most, and by default, the "
-        "service's DEECAP_TIMEOUT_MS. "
+        "service's DEECAP_TIMEOUT_MS, or with `Prefer: respond-async` its DEECAP_JOB_TIMEOUT_S. "
         "A body that is still arriving has the server's limit, whatever is asked for here.",
     )
     priority: Priority = Field(
@@ -260,7 +260,9 @@ class JobOut(BaseModel):
 
     id: str
     state: Literal["queued", "running", "done", "failed"]
-    position: int | None = Field(None, ge=0, description="While `queued`: photos before it, where that is known.")
+    position: int | None = Field(
+        None, ge=0, description="While `queued`: photos of the same `priority` before it, where that is known."
+    )
     result: CaptionOut | None = Field(None, description="Where the state is `done`.")
     problem: ProblemOut | None = Field(None, description="Where the state is `failed`.")
 

@@ -95,8 +95,8 @@ class Settings(BaseSettings):
         268_435_456,
         ge=1_000,
         description="Bytes of all request bodies together that one front holds, from their arrival to the answer; "
-        "beyond it more are refused with 503. At least the largest body. 256 MiB are twelve of those and thousands of "
-        "usual photos.",
+        "beyond it more are refused with 503. Without Redis also of the photos that wait, those of asynchronous jobs "
+        "among them. At least the largest body. 256 MiB are twelve of those and thousands of usual photos.",
     )
     max_pixels: int = Field(
         50_000_000,
@@ -198,7 +198,7 @@ class Settings(BaseSettings):
     tracing: Literal["off", "otlp"] = Field(
         "off",
         description="`otlp`: OpenTelemetry spans over HTTP, to where `OTEL_EXPORTER_OTLP_ENDPOINT` says; needs "
-        "`pip install 'deecap[tracing]'`.",
+        "`pip install '.[tracing]'` in the project's folder.",
     )
     log_format: Literal["auto", "json", "text"] = Field(
         "auto", description="`json`: one object per line. `auto`: text on a terminal, json otherwise."

@@ -24,6 +24,7 @@ _NUMBERS = {
     **{f"INT{bits}": np.dtype(f"<i{bits // 8}") for bits in (8, 16, 32, 64)},
     **{f"UINT{bits}": np.dtype(f"<u{bits // 8}") for bits in (8, 16, 32, 64)},
 }
+_WRITTEN = {**_NUMBERS, "BOOL": np.dtype("?")}
 _LONGEST_HEADER = 20  # digits
 Value = bytes | str | float | int
 
@@ -180,7 +181,7 @@ def _bytes_elements(tensor: InferInput, raw: bytes) -> list[bytes]:
 
 def _to_binary(tensor: Tensor) -> bytes:
     if tensor.datatype != "BYTES":
-        return np.array(tensor.values, _NUMBERS[tensor.datatype]).tobytes()
+        return np.array(tensor.values, _WRITTEN[tensor.datatype]).tobytes()
     elements = [value if isinstance(value, bytes) else str(value).encode() for value in tensor.values]
     return b"".join(struct.pack("<I", len(element)) + element for element in elements)
 

@@ -52,7 +52,7 @@ def start(settings: Settings, service_name: str) -> Tracing | None:
         from opentelemetry.sdk.trace import TracerProvider
         from opentelemetry.sdk.trace.export import BatchSpanProcessor
     except ModuleNotFoundError as error:
-        raise SettingsError(f"DEECAP_TRACING=otlp needs {error.name}: pip install 'deecap[tracing]'") from error
+        raise SettingsError(f"DEECAP_TRACING=otlp needs {error.name}: pip install '.[tracing]'") from error
     named = {"service.version": installed_version("deecap") or "unknown"}
     # What is given here goes before the environment's.
     if "OTEL_SERVICE_NAME" not in os.environ and "service.name=" not in os.environ.get("OTEL_RESOURCE_ATTRIBUTES", ""):

@@ -50,33 +50,29 @@ class Waiting:
 
 
 class UnderWay:
-    """All that wait. Two requests may wait for the same job."""
+    """All that wait, each for a job of its own."""
 
     def __init__(self) -> None:
-        self._by_id: dict[str, list[Waiting]] = {}
+        self._by_id: dict[str, Waiting] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._by_id.values()))
+        return len(self._by_id)
 
     def __iter__(self) -> Iterator[Waiting]:
         """Of a copy: they may come and go meanwhile."""
-        return iter([waiting for those in self._by_id.values() for waiting in those])
+        return iter(list(self._by_id.values()))
 
     def __contains__(self, job_id: str) -> bool:
         return job_id in self._by_id
 
     def add(self, job: Job) -> Waiting:
-        waiting = Waiting(job)
-        self._by_id.setdefault(job.id, []).append(waiting)
+        waiting = self._by_id[job.id] = Waiting(job)
         return waiting
 
     def remove(self, waiting: Waiting) -> None:
-        those = self._by_id[waiting.job.id]
-        those.remove(waiting)
-        if not those:
-            del self._by_id[waiting.job.id]
+        del self._by_id[waiting.job.id]
 
     def hear(self, said: Reply | Progress) -> None:
-        """Tells those who wait for it, if any still do."""
-        for waiting in self._by_id.get(said.job_id, ()):
+        """Tells whoever waits for it, if anybody still does."""
+        if waiting := self._by_id.get(said.job_id):
             waiting.hear(said)

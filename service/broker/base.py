@@ -7,7 +7,8 @@
 - A job whose worker died may be what killed it: from the second try on it is handed out `alone`. After `tries` tries it
   is a dead letter, kept for the operator, and its front is told `poison`.
 - Words of a job that is being worked on (`tell`) reach its front before its reply and in order, or not at all.
-- An answered job is known by its id for a minute, or for the seconds that it asked for (`kept`) if these are more.
+- An answered job is known by its id for a minute, or for the seconds that it asked for (`kept`) if these are more. Of
+  the latter the oldest are forgotten earlier where all together make more than `rules.KEPT_BYTES`.
 - Time is the broker's: `clock` is the same on all machines, however wrong their own clocks are.
 """
 
@@ -27,7 +28,8 @@ class BrokerError(Exception):
 
 
 class QueueFullError(BrokerError):
-    """There is no room for the job: as many of its priority wait as may, or the store's memory is full.
+    """There is no room for the job: as many of its priority wait as may, or the store's memory is full, or what this
+    process may hold of photos that wait.
 
     Whoever submitted it may try again later.
     """
@@ -102,10 +104,15 @@ class FrontBroker(Protocol):
         """
 
     async def forget(self, job_id: str) -> None:
-        """As `cancel`, whoever asked for it; and if it is answered, it is not known any more."""
+        """As `cancel`, whoever asked for it, and for good: from then on nothing is known of its id, under which another
+        job may be submitted, even while the worker of this one has not heard of it. What that says is dropped.
+        """
 
     async def find(self, job_id: str) -> Found | None:
-        """Where the job is, or its outcome. None: never known, cancelled, or known no more."""
+        """Where the job is, or its outcome. None: never known, cancelled, or known no more.
+
+        One past its deadline that no live worker has is answered with `deadline_exceeded` by this.
+        """
 
     async def state(self) -> QueueState: ...
 

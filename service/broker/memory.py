@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from bisect import bisect_left, insort
 from collections import deque
@@ -57,8 +58,10 @@ class MemoryBroker:
         worker_timeout: float,
         tries: int,
         clock: Callable[[], float] | None = None,
+        waiting_bytes: float = math.inf,
     ) -> None:
-        """`depths`: jobs that may wait; `worker_timeout`: seconds between beats; `clock`: seconds since 1970.
+        """`depths`: jobs that may wait; `worker_timeout`: seconds between beats; `clock`: seconds since 1970;
+        `waiting_bytes`: of the photos of all jobs that wait.
 
         By default the clock is this machine's as it is now, and steady from then on, whoever sets that.
         """
@@ -68,9 +71,14 @@ class MemoryBroker:
         self._depths = depths
         self._worker_timeout = worker_timeout
         self._tries = tries
+        self._most_bytes = waiting_bytes
         self._entries: dict[str, _Entry] = {}  # by job id, waiting or running
+        self._forgotten: dict[str, _Entry] = {}  # by receipt: running, and nothing is known of their ids any more
         self._waiting: dict[Priority, list[_Entry]] = {priority: [] for priority in PRIORITIES}  # by number
+        self._waiting_bytes = 0  # of their photos
         self._done: dict[str, _Done] = {}  # by job id
+        self._kept: dict[str, int] = {}  # bytes of those kept for longer than usual, the oldest first
+        self._kept_bytes = 0  # of all of them
         self._fading: list[tuple[float, str]] = []  # a heap: when to forget which of them
         self._workers: dict[str, WorkerState] = {}
         self._beats: dict[str, float] = {}  # by worker: when it last beat, by the clock
@@ -94,6 +102,8 @@ class MemoryBroker:
             raise NoWorkerError("no worker's heart beats")
         if (waiting := len(self._waiting[job.priority])) >= self._depths[job.priority]:
             raise QueueFullError(waiting)
+        if self._waiting_bytes + len(job.image) > self._most_bytes:
+            raise QueueFullError(waiting, f"the photos that wait make {self._waiting_bytes:,} bytes already")
         self._submitted += 1
         self._entries[job.id] = _Entry(job, self._submitted, self.clock())
         self._enqueue(self._entries[job.id])
@@ -123,20 +133,24 @@ class MemoryBroker:
         entry.cancelled = True
         if entry.worker is not None:
             return "running"
-        self._waiting[entry.job.priority].remove(entry)
+        self._leave_queue(entry)
         del self._entries[job_id]
         return "queued"
 
     async def forget(self, job_id: str) -> None:
         await self.cancel(job_id)
-        self._done.pop(job_id, None)
+        self._drop(job_id)
+        if running := self._entries.pop(job_id, None):
+            self._forgotten[running.receipt] = running
 
     async def find(self, job_id: str) -> Found | None:
         self._forget_old()
         entry = self._entries.get(job_id)
-        if entry is not None and entry.worker is None and entry.job.deadline <= self.clock():
-            self._waiting[entry.job.priority].remove(entry)
-            self._refuse(entry, rules.TOO_LATE)  # no worker came for it
+        if entry is not None and not entry.cancelled and entry.job.deadline <= self.clock():
+            if entry.worker is None:
+                self._leave_queue(entry)
+            if entry.worker is None or not self._alive(entry.worker):
+                self._refuse(entry, rules.TOO_LATE)  # perhaps no worker ever comes for it
         if (done := self._done.get(job_id)) and done.reply:
             return Found("done", reply=done.reply, note=done.note)
         if entry is None or entry.cancelled:
@@ -163,9 +177,8 @@ class MemoryBroker:
     async def beat(self, state: WorkerState) -> frozenset[str]:
         self._workers[state.id] = state
         self._beats[state.id] = self.clock()
-        return frozenset(
-            job_id for job_id, entry in self._entries.items() if entry.worker == state.id and entry.cancelled
-        )
+        entries = (*self._entries.values(), *self._forgotten.values())
+        return frozenset(entry.job.id for entry in entries if entry.worker == state.id and entry.cancelled)
 
     async def take(self, worker: str, count: int, seconds: float) -> Sequence[Delivery]:
         until = time.monotonic() + seconds
@@ -182,6 +195,8 @@ class MemoryBroker:
 
     async def answer(self, worker: str, delivery: Delivery, reply: Reply) -> bool:
         entry = self._owned(worker, delivery)
+        if self._forgotten.pop(delivery.receipt, None):
+            return True
         if entry is None:
             done = self._done.get(delivery.job.id)
             return done is not None and (done.worker, done.receipt) == (worker, delivery.receipt)
@@ -196,6 +211,7 @@ class MemoryBroker:
 
     async def give_back(self, worker: str, deliveries: Collection[Delivery]) -> None:
         for delivery in deliveries:
+            self._forgotten.pop(delivery.receipt, None)
             if entry := self._owned(worker, delivery):
                 entry.attempt -= 1
                 self._requeue(entry)
@@ -206,6 +222,7 @@ class MemoryBroker:
         for entry in [entry for entry in self._entries.values() if entry.worker == worker]:
             entry.attempt -= 1  # it ends in order: not the job's fault
             self._requeue(entry)
+        self._forget_of({worker})
 
     # What follows does one step each, with no await in it: nothing can come between.
 
@@ -238,13 +255,15 @@ class MemoryBroker:
         for priority in rules.turn(self._places):
             queue = self._waiting[priority]
             while queue and queue[0].job.deadline <= self.clock():
-                self._refuse(queue.pop(0), rules.TOO_LATE)
+                late = queue[0]
+                self._leave_queue(late)
+                self._refuse(late, rules.TOO_LATE)
             if queue:
                 return queue[0]
         return None
 
     def _hand_out(self, entry: _Entry, worker: str) -> Delivery:
-        self._waiting[entry.job.priority].remove(entry)
+        self._leave_queue(entry)
         self._places += 1
         entry.worker = worker
         entry.attempt += 1
@@ -262,6 +281,7 @@ class MemoryBroker:
                 self._requeue(entry)
             else:
                 self._bury(entry)
+        self._forget_of(dead)
         for worker in dead:
             del self._beats[worker]
             self._workers.pop(worker, None)
@@ -275,6 +295,10 @@ class MemoryBroker:
             self.dead_letters.popleft()
         self._refuse(entry, rules.POISON)
 
+    def _forget_of(self, workers: Collection[str]) -> None:
+        """They have no job any more."""
+        self._forgotten = {receipt: entry for receipt, entry in self._forgotten.items() if entry.worker not in workers}
+
     def _dead_bytes(self) -> int:
         return sum(len(job.image) for job in self.dead_letters)
 
@@ -287,10 +311,16 @@ class MemoryBroker:
 
     def _enqueue(self, entry: _Entry) -> None:
         insort(self._waiting[entry.job.priority], entry, key=lambda other: other.number)
+        self._waiting_bytes += len(entry.job.image)
         self._bell.set()
         self._bell = asyncio.Event()
 
+    def _leave_queue(self, entry: _Entry) -> None:
+        self._waiting[entry.job.priority].remove(entry)
+        self._waiting_bytes -= len(entry.job.image)
+
     def _refuse(self, entry: _Entry, refusal: Refusal) -> None:
+        entry.worker = None  # what the one that had it says of it later is refused
         self._finish(entry, Reply(entry.job.id, refusal))
 
     def _finish(self, entry: _Entry, reply: Reply) -> None:
@@ -298,12 +328,27 @@ class MemoryBroker:
         del self._entries[entry.job.id]
         heard = None if entry.cancelled else reply
         until = self.clock() + max(rules.REPLY_KEPT, entry.job.kept)
+        self._drop(entry.job.id)
         self._done[entry.job.id] = _Done(heard, entry.worker or "", entry.receipt, entry.job.note, until)
         heappush(self._fading, (until, entry.job.id))
         self._forget_old()
+        if heard and entry.job.kept > rules.REPLY_KEPT:
+            self._keep(entry.job.id, len(heard.to_wire()) + len(entry.job.note.encode()))
         if heard:
             self._answered += 1
             self._send(heard)
+
+    def _keep(self, job_id: str, size: int) -> None:
+        """Counts an outcome. Where all together are too large, the oldest go."""
+        self._kept[job_id] = size
+        self._kept_bytes += size
+        while self._kept_bytes > rules.KEPT_BYTES:
+            self._drop(next(iter(self._kept)))
+
+    def _drop(self, job_id: str) -> None:
+        """Forgets an outcome, if there is one."""
+        self._done.pop(job_id, None)
+        self._kept_bytes -= self._kept.pop(job_id, 0)
 
     def _send(self, said: Reply | Progress) -> None:
         self._outbox.append(said)
@@ -313,4 +358,4 @@ class MemoryBroker:
         while self._fading and self._fading[0][0] <= (now := self.clock()):
             _, job_id = heappop(self._fading)
             if (done := self._done.get(job_id)) and done.until <= now:  # and not answered once more since
-                del self._done[job_id]
+                self._drop(job_id)

@@ -9,6 +9,7 @@ from service.jobs import PRIORITIES, Priority, Refusal, Reply
 BATCH_SHARE = 8  # every eighth place is offered to batch jobs first, so that interactive ones cannot starve them
 TAKE_BYTES = 4_000_000  # of photos in one delivery, and the last one may go beyond: Redis has 3 s for it, also far away
 REPLY_KEPT = 60.0  # seconds: a front that lost its broker has submitted again by then, or has given up
+KEPT_BYTES = 64_000_000  # of the outcomes kept for longer than that, as JSON; the oldest go first
 DEAD_LETTERS_KEPT = 100  # the newest
 DEAD_BYTES_KEPT = 50_000_000  # of them: photos may be 20 MB each
 DEAD_SECONDS_KEPT = 7 * 24 * 3600.0  # they are people's photos
@@ -37,6 +38,7 @@ def for_scripts(worker_timeout: float, tries: int) -> str:
         "share": BATCH_SHARE,
         "take_bytes": TAKE_BYTES,
         "reply_kept": REPLY_KEPT,
+        "kept_bytes": KEPT_BYTES,
         "dead_kept": DEAD_LETTERS_KEPT,
         "dead_bytes": DEAD_BYTES_KEPT,
         "dead_seconds": DEAD_SECONDS_KEPT,

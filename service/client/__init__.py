@@ -5,7 +5,7 @@
     with Client("http://127.0.0.1:8000") as client:
         print(client.caption("photo.jpg", speed="fast").caption)
 
-It needs httpx (`pip install 'deecap[client]'`) and no torch.
+It needs httpx (`pip install '.[client]'` in the project's folder) and no torch.
 """
 
 from service.client.answers import (

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 import uuid
 from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sized
@@ -14,13 +13,13 @@ import httpx
 
 from service.client.answers import CaptionAnswer, Job, Model, Speeds, StreamedWord
 from service.client.batches import Batch
-from service.client.errors import ClientError, DeadlineError
+from service.client.errors import ClientError
 from service.client.images import Image, image_bytes
 from service.client.many import AHEAD, Item
 from service.client.retrying import (
-    POLL,
     TIMEOUT,
     Call,
+    Looks,
     Options,
     Tries,
     caption_call,
@@ -125,17 +124,14 @@ class AsyncClient:
 
     async def wait(self, id: str, timeout: float | None = None) -> CaptionAnswer:
         """As that of `Client`. Cancelling this leaves the job as it is."""
-        end = None if timeout is None else time.monotonic() + timeout
+        call, looks = job_call("GET", id), Looks(timeout)
         while True:
-            job = await self.job(id)
+            job = await self._send(call, read_job, looks.seconds)
             if job.error is not None:
                 raise job.error
             if job.answer is not None:
                 return job.answer
-            pause = POLL if job.retry_after is None else job.retry_after
-            if end is not None and time.monotonic() + pause > end:
-                raise DeadlineError(504, "", f"the job is still {job.state}")
-            await asyncio.sleep(pause)
+            await asyncio.sleep(looks.pause_after(job))
 
     async def cancel(self, id: str) -> bool:
         """As that of `Client`."""

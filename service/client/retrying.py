@@ -234,6 +234,32 @@ class Tries:
         return pause
 
 
+class Looks:
+    """The looks at a job that is waited for. After each, `pause_after` says how long until the next, or that it was the
+    last: when the time is over there is one more.
+    """
+
+    def __init__(self, timeout: float | None, clock: Callable[[], float] = time.monotonic) -> None:
+        """`timeout` in seconds bounds them all together; None: for as long as it takes."""
+        self._clock = clock
+        self._end = None if timeout is None else clock() + timeout
+
+    @property
+    def seconds(self) -> float | None:
+        """What is left of the time; None where it has no end."""
+        return None if self._end is None else max(0.0, self._end - self._clock())
+
+    def pause_after(self, job: Job) -> float:
+        """Seconds until the next look. Raises `DeadlineError` where this was the last."""
+        pause = POLL if job.retry_after is None else job.retry_after
+        left = self.seconds
+        if left is None:
+            return pause
+        if left < SHORTEST_TRY:
+            raise DeadlineError(504, "", f"the job is still {job.state}")
+        return min(pause, left)
+
+
 def _as_client_error(error: Exception) -> ClientError:
     if isinstance(error, ClientError):
         return error

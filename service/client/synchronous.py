@@ -15,13 +15,13 @@ import httpx
 
 from service.client.answers import CaptionAnswer, Job, Model, Speeds, StreamedWord
 from service.client.batches import Batch
-from service.client.errors import ClientError, DeadlineError, UnreachableError
+from service.client.errors import ClientError, UnreachableError
 from service.client.images import Image, image_bytes
 from service.client.many import AHEAD, Item
 from service.client.retrying import (
-    POLL,
     TIMEOUT,
     Call,
+    Looks,
     Options,
     Tries,
     caption_call,
@@ -132,17 +132,14 @@ class Client:
 
         Raises `ClientError`: what the job failed with, `UnknownJobError`, and `DeadlineError` where the time is over.
         """
-        end = None if timeout is None else time.monotonic() + timeout
+        call, looks = job_call("GET", id), Looks(timeout)
         while True:
-            job = self.job(id)
+            job = self._send(call, read_job, looks.seconds)
             if job.error is not None:
                 raise job.error
             if job.answer is not None:
                 return job.answer
-            pause = POLL if job.retry_after is None else job.retry_after
-            if end is not None and time.monotonic() + pause > end:
-                raise DeadlineError(504, "", f"the job is still {job.state}")
-            time.sleep(pause)
+            time.sleep(looks.pause_after(job))
 
     def cancel(self, id: str) -> bool:
         """Cancels a job, or forgets one that is done; False where there is none. Raises `ClientError`."""

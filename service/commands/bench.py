@@ -42,7 +42,7 @@ def bench(
         (out, "matplotlib", "or leave out --out"),
     ):
         if needed and not installed_version(package):
-            stop(f"this needs {package}: pip install 'deecap[bench]', {instead}")
+            stop(f"this needs {package}: pip install '.[bench]', {instead}")
     if photos is None and not SAMPLES.is_dir():
         stop("there are no sample photos beside an installed package: name a folder with --photos")
 

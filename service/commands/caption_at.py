@@ -76,7 +76,7 @@ def _client_of(url: str) -> ModuleType:
     try:
         from service import client
     except ModuleNotFoundError as error:
-        raise StoppedError(f"--url needs {error.name}: pip install 'deecap[client]'", 1) from error
+        raise StoppedError(f"--url needs {error.name}: pip install '.[client]'", 1) from error
     try:
         with client.Client(url, timeout=FIRST_SECONDS) as asked:
             asked.speeds()

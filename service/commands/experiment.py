@@ -147,7 +147,7 @@ def _speed_table(bundle: Path | None) -> tuple[str, SpeedTable]:
 
 def _needs_matplotlib() -> None:
     if not installed_version("matplotlib"):
-        stop("plots need matplotlib: pip install 'deecap[train]'", code=1)
+        stop("plots need matplotlib: pip install '.[train]'", code=1)
 
 
 def _from_rows(name: str) -> Callable[..., None]:

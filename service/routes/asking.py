@@ -44,6 +44,7 @@ def new_job(
         tau=options.tau,
         beam=options.beam,
         attention=options.attention,
+        regions=options.regions,
         priority=options.priority,
         deadline=context.front.clock() + left,
         request_id=request.state.request_id,

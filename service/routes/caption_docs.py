@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from service.errors import KINDS, PROBLEM_JSON, problem_document
+from service.errors import KINDS, PROBLEM_JSON, WENT_WRONG, problem_document
 from service.routes.preferences import LONGEST_KEY
 from service.schemas import CaptionOptions, ProblemOut, RestartEventOut, WordEventOut
 
@@ -42,7 +42,7 @@ _DETAILS = {
     "unknown_speed": "speed must be one of full, balanced, fast, turbo or a number from 1 to 4.20",
     "key_reused": "Idempotency-Key: it named a request with another photo or other options before.",
     "quota_exceeded": "This key may ask for 60 captions per minute; try again in 3 s.",
-    "internal": "Something went wrong here; the request id finds it in the log.",
+    "internal": WENT_WRONG,
     "poison": "Each time a worker took the photo, the worker stopped: it was given up.",
     "not_ready": "The model is being loaded.",
     "overloaded": "64 photos are waiting already.",
@@ -106,7 +106,8 @@ _HEADER_PARAMETERS: list[dict[str, Any]] = [
         "required": False,
         "schema": {"type": "string", "minLength": 1, "maxLength": LONGEST_KEY, "pattern": "^[!-~]+$"},
         "description": "With `Prefer: respond-async`, a name of the client's own for this request: sent again, it "
-        "is the same job. Without, it has no effect, since a caption may be asked for as often as one likes.",
+        "is the same job. Without, it has no effect, since a caption may be asked for as often as one likes. One that "
+        "does not fit the schema is refused (422) either way.",
         "examples": {"uuid": {"summary": "Anything unique", "value": "8e03978e-40d5-43e8-bc93-6894a57f9324"}},
     },
 ]

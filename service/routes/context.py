@@ -35,10 +35,14 @@ class Context:
         return cast(Context, app.state.context)
 
     def charge(self, request: Request, captions: int = 1) -> None:
-        """Takes that many captions from the quota of the request's key. Raises `Problem` `quota_exceeded`."""
+        """Charges the request's key for that many captions in all: what it was charged until now is given back first.
+
+        Raises `Problem` `quota_exceeded`; it is then charged for none.
+        """
         key = getattr(request.state, "key", None)
         if key is None:
             return  # nobody needs a key here
+        self.give_back(request, getattr(request.state, "charged", 0))
         if seconds := self.quota.take(key, captions):
             per_minute = self.settings.quota_per_minute
             raise Problem(
@@ -46,7 +50,7 @@ class Context:
                 f"This key may ask for {per_minute} captions per minute; try again in {seconds} s.",
                 retry_after=seconds,
             )
-        request.state.charged = getattr(request.state, "charged", 0) + captions
+        request.state.charged = captions
 
     def give_back(self, request: Request, captions: int) -> None:
         """Of those that the request was charged for, where its status does not say that it was refused."""

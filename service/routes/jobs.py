@@ -19,7 +19,7 @@ from service.jobs import Answer, Job
 from service.routes.context import context_of
 from service.routes.jobs_docs import DELETE_RESPONSES, GET_RESPONSES
 from service.routes.preferences import RESPOND_ASYNC
-from service.routes.telling import caption_document, problem_of, told
+from service.routes.telling import caption_document, told
 from service.schemas import CaptionOptions, JobOut
 
 ASK_AGAIN_SECONDS = 1  # Retry-After of a job that is not done
@@ -137,8 +137,9 @@ def _digest(*parts: str) -> str:
 
 
 def _fingerprint(image: bytes, options: CaptionOptions) -> str:
-    """Equal for equal requests."""
-    digest = hashlib.sha256(options.model_dump_json().encode() + b"\0")
+    """Equal for equal requests, also at a front that knows more options, or has them in another order."""
+    said = json.dumps(options.model_dump(exclude_defaults=True), sort_keys=True)
+    digest = hashlib.sha256(said.encode() + b"\0")
     digest.update(image)
     return digest.hexdigest()[:32]
 
@@ -167,5 +168,5 @@ def _told(
         said["result"] = caption_document(found.reply.outcome, request_id, with_regions=note.regions)
     else:
         request_id = note.request_id or request.state.request_id
-        said |= {"state": "failed", "problem": told(problem_of(found.reply.outcome), request_id)}
+        said |= {"state": "failed", "problem": told(found.reply.outcome.to_problem(), request_id)}
     return JSONResponse(said, status, headers=more)

@@ -46,6 +46,8 @@ OUTPUTS = (
     TensorMetadataOut(name="caption", datatype="BYTES", shape=[-1]),
     TensorMetadataOut(name="confidence", datatype="FP32", shape=[-1]),
     TensorMetadataOut(name="speedup", datatype="FP32", shape=[-1]),
+    TensorMetadataOut(name="promised", datatype="FP32", shape=[-1]),
+    TensorMetadataOut(name="moved_by_load", datatype="BOOL", shape=[-1]),
     TensorMetadataOut(name="words", datatype="BYTES", shape=[-1, -1]),
     TensorMetadataOut(name="exit_layers", datatype="INT32", shape=[-1, -1]),
 )
@@ -124,8 +126,7 @@ async def infer(request: Request, name: str, version: Version) -> Response:
     refuse_encoded(request)
     body = await read_body(request, settings.max_body_bytes, settings.timeout_ms / 1000)
     asked, jobs = await asyncio.to_thread(_read, request, model, body)
-    if len(jobs) > 1:
-        context.charge(request, len(jobs) - 1)
+    context.charge(request, len(jobs))
     answers = await unless_gone(request, _all(context.front, jobs))
     return await asyncio.to_thread(_respond, asked, answers)
 
@@ -282,6 +283,8 @@ def _outputs(answers: Sequence[Answer]) -> dict[str, Tensor]:
         "caption": [caption.text for caption in captions],
         "confidence": [caption.confidence for caption in captions],
         "speedup": [caption.speedup for caption in captions],
+        "promised": [caption.speed.promised for caption in captions],
+        "moved_by_load": [answer.asked is not None for answer in answers],
         "words": texts,
         "exit_layers": exits,
     }

@@ -8,6 +8,7 @@ import binascii
 import json
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from fastapi import Request
 from starlette.datastructures import UploadFile
@@ -22,13 +23,24 @@ from service.schemas import CaptionOptions, read_options
 IMAGE = "image"
 # curl --data-binary says x-www-form-urlencoded unless told otherwise; many clients say octet-stream, or nothing.
 _RAW_TYPES = {"", "application/octet-stream", "application/x-www-form-urlencoded"}
-# A request has one file and eight options; the rest of the room is for telling people what is wrong with theirs.
-_MAX_PARTS = 32
-_MAX_PART_BYTES = 10_000
+_MAX_FIELDS = 32  # as many as there are options, and some to tell people what is wrong with theirs
+_MAX_FIELD_BYTES = 10_000
 _INLINE_JSON = 50_000  # bytes: 0.3 ms, and a thread costs 0.1 and its turn; larger bodies would make others wait
 
 _TYPE_HELP = "Send an image as the body, multipart/form-data with a file `image`, or JSON with `image` in base64."
 Pairs = list[tuple[str, object]]
+
+
+@dataclass(frozen=True)
+class FormLimits:
+    """What a form may hold."""
+
+    names: tuple[str, ...]  # of its files; the first is the one that people are told of
+    max_files: int
+    too_many: Problem  # for more files than that
+    max_bytes: int  # of the whole body
+    seconds: float  # until all of it must be there
+    help: str  # how to send one
 
 
 async def read_request(request: Request, max_bytes: int, seconds: float) -> tuple[bytes, CaptionOptions]:
@@ -124,26 +136,36 @@ def _media_type(request: Request) -> str:
     raise Problem("unsupported_media_type", f"Content-Type {printable(declared)} is not taken. {_TYPE_HELP}")
 
 
-async def _from_multipart(request: Request, max_bytes: int, seconds: float) -> tuple[bytes, Pairs]:
-    """Parsed as it comes, a millisecond at a time at most, so that the bytes are there once and nobody else waits."""
+async def parse_form(request: Request, limits: FormLimits) -> tuple[list[bytes], Pairs]:
+    """The photos of a form, as they came, and its other fields.
+
+    Parsed as it comes, a millisecond at a time at most, so that the bytes are there once and nobody else waits. Raises
+    `Problem` for what is wrong with it, and as `chunks` does; no photo, and an empty one, are for the caller to judge.
+    """
     empty = True
 
     async def body() -> AsyncGenerator[bytes, None]:
         nonlocal empty
-        async for chunk in chunks(request, max_bytes, priority_asked(request)):
+        async for chunk in chunks(request, limits.max_bytes, priority_asked(request)):
             empty = False
             yield chunk
         if empty:
-            raise Problem("empty_body", _TYPE_HELP)
+            raise Problem("empty_body", limits.help)
 
     parser = MultiPartParser(
-        request.headers, body(), max_files=_MAX_PARTS, max_fields=_MAX_PARTS, max_part_size=_MAX_PART_BYTES
+        request.headers,
+        body(),
+        max_files=limits.max_files + 1,  # the parser's own words for too many are no help
+        max_fields=_MAX_FIELDS,
+        max_part_size=_MAX_FIELD_BYTES,
     )
-    parser.spool_max_size = max_bytes + 1  # stays in memory: the disk may be read-only
+    parser.spool_max_size = limits.max_bytes + 1  # stays in memory: the disk may be read-only
     try:
-        async with body_within(seconds):
+        async with body_within(limits.seconds):
             form = await parser.parse()
     except MultiPartException as error:
+        if error.message.startswith("Too many files"):
+            raise limits.too_many from error
         raise Problem("malformed_multipart", printable(error.message, 200)) from error
     except ValueError as error:  # an odd charset or boundary
         raise Problem("malformed_multipart", "The header Content-Type is broken.") from error
@@ -151,16 +173,23 @@ async def _from_multipart(request: Request, max_bytes: int, seconds: float) -> t
     pairs: Pairs = []
     for name, value in form.multi_items():
         if not isinstance(value, UploadFile):
-            if name == IMAGE:
-                raise Problem("missing_image", "The field `image` must be a file: curl -F image=@photo.jpg")
+            if name in limits.names:
+                raise Problem("missing_image", f"The field `{name}` must be a file: curl -F {name}=@photo.jpg")
             pairs.append((name, value))
-        elif name == IMAGE:
+        elif name in limits.names:
             images.append(await value.read())
+            await value.close()  # one copy is enough
         else:
-            raise Problem("unknown_option", f"No file is taken in the field {printable(name)}; only in `image`.")
-    await form.close()
-    if len(images) > 1:
-        raise Problem("repeated_field", "One `image` per request.")
+            only = limits.names[0]
+            raise Problem("unknown_option", f"No file is taken in the field {printable(name)}; only in `{only}`.")
+    if len(images) > limits.max_files:
+        raise limits.too_many
+    return images, pairs
+
+
+async def _from_multipart(request: Request, max_bytes: int, seconds: float) -> tuple[bytes, Pairs]:
+    too_many = Problem("repeated_field", "One `image` per request.")
+    images, pairs = await parse_form(request, FormLimits((IMAGE,), 1, too_many, max_bytes, seconds, _TYPE_HELP))
     if not images or not images[0]:
         raise Problem("missing_image", "There must be a file, not empty, in the field `image`.")
     return images[0], pairs

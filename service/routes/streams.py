@@ -18,7 +18,7 @@ from fastapi import Request, Response
 from starlette.types import Receive, Scope, Send
 
 from model.caption import Word
-from service.errors import Problem
+from service.errors import WENT_WRONG, Problem
 from service.jobs import Answer, Job, Progress
 from service.routes.asking import until_gone
 from service.routes.context import context_of
@@ -64,13 +64,12 @@ async def answer_in_words(request: Request, job: Job, options: CaptionOptions) -
         except Problem as problem:
             request.state.outcome = problem.code
             if problem.code != "client_gone":
-                context_of(request).give_back(request, int(problem.kind.status == 503))
                 pause = None if problem.retry_after is None else problem.retry_after * 1000
                 yield server_sent("problem", told(problem, request.state.request_id), retry_ms=pause)
         except Exception:
             log.exception("request %s failed", request.state.request_id)
             request.state.outcome = "internal"
-            failed = Problem("internal", "Something went wrong here; the request id finds it in the log.")
+            failed = Problem("internal", WENT_WRONG)
             yield server_sent("problem", told(failed, request.state.request_id))
 
     return _EventStream(events(), news.close)

@@ -7,8 +7,8 @@ from typing import Any
 
 from fastapi import Request
 
-from service.errors import KINDS, Problem, problem_document
-from service.jobs import Answer, Refusal
+from service.errors import Problem, problem_document
+from service.jobs import Answer
 
 
 def caption_document(
@@ -54,12 +54,6 @@ def caption_document(
 def since_arrival(request: Request) -> float:
     """Seconds."""
     return float(time.monotonic() - request.state.arrived)
-
-
-def problem_of(refusal: Refusal) -> Problem:
-    """A worker newer than this front may know codes that this front does not: those are `internal`."""
-    code = refusal.code if refusal.code in KINDS else "internal"
-    return Problem(code, refusal.detail, retry_after=refusal.retry_after)
 
 
 def told(problem: Problem, request_id: str) -> dict[str, Any]:

@@ -169,14 +169,19 @@ async def test_what_is_not_ready_by_the_deadline_is_told_so_and_the_rest_is_ther
         asked = asyncio.create_task(send(client, [photo(20), photo(30), b"none", photo(40)], timeout_ms=700))
         await until(lambda: len(broker.submitted) == 1)
         broker.say(answer_to(broker.submitted[0]))
+        await until(lambda: len(broker.submitted) == 2)
+        broker.places[broker.submitted[1].id] = "queued"
         response = await asked
         assert 0.6 < time.monotonic() - begin < 2
+        await until(lambda: broker.cancelled == [broker.submitted[1].id])
+        value = await scrape(client)
+        missed = [value(f'deecap_deadline_misses_total{{place="{place}"}}') for place in ("front", "queue", "worker")]
         statuses = [item["status"] for item in response.json()["results"]]
         codes = [item["problem"] and item["problem"]["code"] for item in response.json()["results"]]
     assert statuses == [200, 504, 415, 504]
     assert codes[1] == codes[3] == "deadline_exceeded"
     assert len(broker.submitted) == 2, "what could not be ready any more was put into the queue"
-    await until(lambda: broker.cancelled == [broker.submitted[1].id])
+    assert missed == [1, 1, 0], "the first of them is the one that the queue never had"
 
 
 async def test_one_request_cannot_fill_the_queue_by_itself() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import socket
 import time
 from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
@@ -306,12 +307,27 @@ class TestJobs:
         assert Both(asynchronous, transport=script).wait("a/b").caption == "a dog"
         assert {request.url.raw_path for request in script.requests} == {b"/v1/jobs/a%2Fb"}
         assert len(script.requests) == 4
-        waits = Script(httpx.Response(200, json=job, headers={"Retry-After": "30"}))
+
+    def test_waiting_ends_with_the_time_and_one_more_look(self, asynchronous: bool) -> None:
+        job = {"id": "a", "state": "running", "position": None, "result": None, "problem": None}
+        running = httpx.Response(200, json=job, headers={"Retry-After": "30"})
+        waits = Script(running, running)
         begin = time.monotonic()
         with pytest.raises(DeadlineError, match="still running"):
-            Both(asynchronous, transport=waits).wait("a", timeout=5)
-        assert time.monotonic() - begin < 3
-        assert len(waits.requests) == 1
+            Both(asynchronous, transport=waits).wait("a", timeout=0.3)
+        assert 0.25 < time.monotonic() - begin < 3
+        assert len(waits.requests) == 2
+        done = Script(running, httpx.Response(200, json={**job, "state": "done", "result": GOOD}))
+        assert Both(asynchronous, transport=done).wait("a", timeout=0.1).caption == "a dog"
+
+    def test_a_look_takes_no_longer_than_is_left(self, asynchronous: bool) -> None:
+        with socket.socket() as silent:
+            silent.bind(("127.0.0.1", 0))
+            silent.listen()
+            begin = time.monotonic()
+            with pytest.raises(DeadlineError, match="in time"):
+                Both(asynchronous, f"http://127.0.0.1:{silent.getsockname()[1]}").wait("a", timeout=0.3)
+            assert time.monotonic() - begin < 3
 
     def test_something_else_than_jobs(self, asynchronous: bool) -> None:
         for response in (httpx.Response(202, json=[1]), httpx.Response(202, json={"id": "a"}), html(202)):

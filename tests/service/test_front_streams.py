@@ -1,4 +1,4 @@
-"""`Front`: words as they come, jobs that nobody waits for, and two requests for one job."""
+"""`Front`: words as they come, and jobs that nobody waits for."""
 
 from __future__ import annotations
 
@@ -134,27 +134,6 @@ async def test_a_client_that_does_not_read_its_stream_does_not_keep_the_front_fr
         await front.drain(0.0)
     with pytest.raises(Problem, match="stopping"):
         await anext(stream)
-
-
-# Two requests for one job: a client that sends it again under its key.
-
-
-async def test_two_requests_for_one_job_are_both_answered(front: Front, broker: FakeBroker) -> None:
-    tasks = asked(front, job("1"), job("1"))
-    await until(lambda: len(broker.submitted) == 2)
-    broker.say(answer_to(job("1")))
-    assert [text(await task) for task in tasks] == ["request-1"] * 2
-
-
-async def test_the_one_that_goes_leaves_the_job_to_the_other(front: Front, broker: FakeBroker) -> None:
-    tasks = asked(front, job("1"), job("1"))
-    await until(lambda: len(broker.submitted) == 2)
-    tasks[0].cancel()
-    await asyncio.gather(tasks[0], return_exceptions=True)
-    await asyncio.sleep(0.02)
-    assert broker.cancelled == []
-    tasks[1].cancel()
-    await until(lambda: broker.cancelled == ["1"])
 
 
 # Jobs that nobody waits for.

@@ -13,7 +13,8 @@ from pydantic import SecretStr
 from service.app import create_app
 from service.broker.base import BrokerLostError, Found, QueueFullError
 from service.jobs import Refusal, Reply
-from service.routes.jobs import is_of, new_id
+from service.routes.jobs import _fingerprint, is_of, new_id
+from service.schemas import CaptionOptions
 from service.settings import Settings
 from tests.service import pictures
 from tests.service.checks import assert_problem, assert_problem_document
@@ -225,6 +226,14 @@ class TestKeys:
             await outcome(client, others[-1])  # the queue has room for two
         assert len({id, *others}) == 4
 
+    def test_a_front_of_another_version_knows_the_request_again(self) -> None:
+        class Newer(CaptionOptions):
+            a_new_one: bool = False
+
+        assert _fingerprint(JPEG, Newer(speed="fast", beam=1)) == _fingerprint(JPEG, CaptionOptions(speed="fast"))
+        asked = [CaptionOptions(), CaptionOptions(speed="fast"), CaptionOptions(beam=2), Newer(a_new_one=True)]
+        assert len({_fingerprint(image, each) for image in (JPEG, b"") for each in asked}) == 8
+
     async def test_for_another_request_it_is_refused(self, client: httpx.AsyncClient) -> None:
         id = taken(await submit(client, key="once", speed="fast"))["id"]
         assert_problem(await submit(client, key="once", speed="full"), 422, "key_reused", "another photo")
@@ -237,6 +246,19 @@ class TestKeys:
         assert taken(await client.post(URL, json=body, headers=headers))["id"] == id
         assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
         assert taken(await submit(client, OTHER, key="once"))["id"] == id  # it is free again
+
+    async def test_it_is_free_again_while_the_deleted_job_runs(
+        self, client: httpx.AsyncClient, captioner: FakeCaptioner
+    ) -> None:
+        captioner.looking.clear()
+        captioner.go.clear()
+        id = taken(await submit(client, key="once"))["id"]
+        await until(captioner.looking.is_set)
+        assert (await client.delete(f"/v1/jobs/{id}")).status_code == 204
+        assert_problem(await client.get(f"/v1/jobs/{id}"), 404, "unknown_job")
+        assert taken(await submit(client, OTHER, key="once"))["id"] == id
+        captioner.go.set()
+        assert (await outcome(client, id))["result"]["caption"].endswith(" 20 32")
 
     @pytest.mark.parametrize("key", ["", " ", "a" * 256, "a b"])
     @pytest.mark.parametrize("headers", [LATER, {}])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import hmac
 from pathlib import Path
 
@@ -32,10 +33,16 @@ def with_keys(text: str, **more: object) -> Settings:
 def test_keys_have_names() -> None:
     keys = read_keys(with_keys(KEYS))
     assert keys.find("correct-horse") == "robot"
-    assert keys.find("battery-staple") == "key-2"
+    assert keys.find("battery-staple") == f"key-{hashlib.sha256(b'battery-staple').hexdigest()[:8]}"
     for wrong in ("", "correct-hors", "correct-horse ", "CORRECT-HORSE", "robot:correct-horse", "é\udcff"):
         assert keys.find(wrong) is None, wrong
     assert not read_keys(Settings())
+
+
+def test_a_key_keeps_its_name_when_one_before_it_is_taken_out() -> None:
+    """Jobs belong to the name."""
+    before, after = read_keys(with_keys("correct-horse,battery-staple")), read_keys(with_keys("battery-staple"))
+    assert after.find("battery-staple") == before.find("battery-staple") != before.find("correct-horse")
 
 
 def test_keys_from_a_file(tmp_path: Path) -> None:
@@ -117,6 +124,17 @@ def test_several_at_once_and_more_than_a_whole_minute() -> None:
     assert quota.take("a") == 10
 
 
+@pytest.mark.parametrize("per_minute", [1, 2, 3, 4, 59, 997])
+def test_who_waits_as_long_as_it_was_told_is_served(per_minute: int) -> None:
+    """Whatever is lost in adding fractions up."""
+    now = 0.1
+    quota = Quota(per_minute, clock=lambda: now)
+    for count in [1] * 60 + [3, per_minute, 2 * per_minute, 2, per_minute + 1, 5]:
+        if pause := quota.take("a", count):
+            now += pause
+            assert quota.take("a", count) == 0, (count, pause)
+
+
 def test_what_is_given_back_can_be_taken_again_and_no_more() -> None:
     quota = Quota(6, clock=lambda: 0.0)
     assert quota.take("a", 4) == 0
@@ -196,6 +214,36 @@ class TestOverHttp:
             assert (await client.post(URL, content=JPEG, headers=other)).status_code == 200
             text = (await client.get("/metrics")).text
             assert 'deecap_rejections_total{reason="quota_exceeded"} 1.0' in text
+
+    @pytest.mark.parametrize("route", ["/v1/captions", "/v2/models/deecap/infer"])
+    async def test_many_at_once_are_charged_together(
+        self, captioner: FakeCaptioner, quick_stop: None, route: str
+    ) -> None:
+        """Also more than a minute's; and who is refused is charged for none of them."""
+        app = create_app(with_keys(KEYS, quota_per_minute=4), load=lambda: captioner)
+        now = 0.0
+        app.state.context.quota._clock = lambda: now
+
+        async def ask(client: httpx.AsyncClient, count: int) -> httpx.Response:
+            if route == "/v1/captions":
+                return await client.post(route, files=[("images", ("a.jpg", JPEG))] * count)
+            image = {"name": "image", "datatype": "BYTES", "shape": [count], "data": [B64] * count}
+            return await client.post(route, json={"inputs": [image]})
+
+        async with running(app) as client:
+            client.headers["X-API-Key"] = "correct-horse"
+            await until_ready(client)
+            assert (await ask(client, 6)).status_code == 200
+            told = []
+            while (response := await ask(client, 3)).status_code == 429:
+                told.append(int(response.headers["retry-after"]))
+                assert len(told) < 4, "it was told to come back for ever"
+                now += told[-1]
+            assert response.status_code == 200
+            assert told == [45, 30], "until there is one of them, since it was two in debt; and then the others"
+            now += 45
+            assert [(await ask(client, 4)).status_code for _ in range(3)] == [429] * 3
+            assert (await ask(client, 3)).status_code == 200, "what was refused is charged"
 
     async def test_what_the_service_could_not_do_costs_nothing(self, settings: Settings) -> None:
         """Refused by the queue, when the body was there already; and at the head, for several photos at once."""

@@ -6,6 +6,7 @@ import asyncio
 import base64
 import json
 import struct
+from dataclasses import replace
 from typing import Any
 
 import httpx
@@ -18,9 +19,10 @@ from pydantic import SecretStr
 from tritonclient.utils import InferenceServerException
 
 from service.app import create_app
+from service.jobs import Answer
 from service.settings import Settings
 from tests.service import pictures
-from tests.service.fakes import EXITS, LAYERS, FakeBroker, FakeCaptioner, answer_to
+from tests.service.fakes import EXITS, LAYERS, SPEEDS, FakeBroker, FakeCaptioner, answer_to
 from tests.service.running import running, scrape, until, until_ready
 from tests.service.test_process import serving, wait_ready
 
@@ -192,6 +194,35 @@ class TestOverHttp:
         assert value(
             'deecap_request_duration_seconds_count{outcome="ok",route="/v2/models/{name}/infer",speed="custom"}'
         )
+
+    @pytest.mark.parametrize("binary", [False, True])
+    async def test_it_says_where_load_moved_the_speed(self, quick_stop: None, binary: bool) -> None:
+        broker = FakeBroker()
+        wanted = [{"name": name, "parameters": {"binary_data": binary}} for name in ("promised", "moved_by_load")]
+        two = photo([*photo()["data"]] * 2, shape=[2])  # type: ignore[misc]
+        body = {"inputs": [two], "parameters": {"speed": "full", "max_speed": "fast"}, "outputs": wanted}
+        async with running(create_app(Settings(), broker=broker)) as client:
+            await until_ready(client)
+            asking = asyncio.create_task(client.post(INFER, json=body))
+            await until(lambda: len(broker.submitted) == 2)
+            as_asked, moved = map(answer_to, broker.submitted)
+            assert isinstance(moved.outcome, Answer)
+            asked = moved.outcome.caption.speed
+            faster = replace(moved.outcome.caption, speed=SPEEDS.resolve("fast"))
+            broker.say(as_asked)
+            broker.say(replace(moved, outcome=replace(moved.outcome, caption=faster, asked=asked)))
+            response = await asking
+        assert response.status_code == 200, response.text
+        promised = [asked.promised, faster.speed.promised]
+        assert promised[0] < promised[1]
+        if binary:
+            raw = response.content[int(response.headers[HEADER]) :]
+            assert np.frombuffer(raw[:8], "<f4").tolist() == pytest.approx(promised)
+            assert raw[8:] == b"\0\1"
+        else:
+            assert [(each["datatype"], each["data"]) for each in response.json()["outputs"]] == [
+                ("FP32", promised), ("BOOL", [False, True]),
+            ]  # fmt: skip
 
     async def test_a_caption_that_is_shorter_than_its_neighbour(self, quick_stop: None) -> None:
         broker = FakeBroker()

@@ -29,7 +29,7 @@ for _, stream in ipairs(priorities) do
     local receipt = stream .. '/' .. pending[1] .. '/' .. pending[4]
     if not known[receipt] then
       put_back(stream, pending[1], pending[4], worker, turn == 1)
-    elseif redis.call('HGET', key('job:' .. known[receipt]), 'cancelled') then
+    elseif forgotten(stream, pending[1]) or redis.call('HGET', key('job:' .. known[receipt]), 'cancelled') then
       table.insert(answer, receipt)
     end
   end

@@ -10,11 +10,17 @@ local known = named(redis.call('HGETALL', job))
 local anybody = ARGV[3] == ''
 if known.reply then
   if anybody then
+    unkeep(kept_as(ARGV[2], known))
     redis.call('DEL', job)
   end
   return false
 end
 local place = place_of(known)
+if place == 'running' and anybody then
+  forget(known.priority, known.entry)
+  redis.call('DEL', job)
+  return place
+end
 if not place or known.cancelled or not (anybody or known.front == ARGV[3]) then
   return false
 end

@@ -14,18 +14,23 @@ KEYS[1]  the queue: `{deecap:NAME}`. It is no key itself, but every key begins w
   :line:interactive, :line:batch
                         sorted sets, the entries that wait, in their order: where a job stands in the queue.
   :replies:FRONT        stream, what one front hears. Field: reply or words. Expires when none came for a minute.
+  :kept                 sorted set, `BYTES/ID` of the outcomes kept for longer than `reply_kept`, by when that ends. Expires.
   :beats                sorted set, when each worker's heart last beat.
   :workers              hash, what each worker said of itself.
   :turns                hash, the number of each worker's latest beat or take (see beat.lua).
-  :counts               hash: places (filled, for the batch jobs' share), answered, redelivered, dead.
+  :counts               hash: places (filled, for the batch jobs' share), answered, redelivered, dead, kept (the
+                        bytes of all in :kept).
   :bell                 stream of one entry, a new one whenever there is a job to take: idle workers block on it.
+  :forgotten            set, `PRIORITY/ENTRY` of those that run and that everybody is to forget. Nothing is known of
+                        their ids any more, which may be given to other jobs meanwhile.
   :dead                 stream of dead letters, the newest ones: why, worker, and the fields of the entry. Expires.
   :seen                 string, when a script last ran, about: by this a store knows that it was away.
   :epoch                string, another one whenever the streams were made anew.
 
 ARGV[1]  JSON, the same for all calls of one broker:
   worker_timeout (seconds), tries, share (every which place is for batch jobs), take_bytes (of photos in one take),
-  reply_kept (seconds that an answered job is known; more where `kept` of the job is), away (seconds, see below),
+  reply_kept (seconds that an answered job is known; more where `kept` of the job is), kept_bytes (of the outcomes
+  with more, together), away (seconds, see below),
   dead_kept (a count), dead_bytes, dead_seconds, and replies without an id: too_late, poison, unreadable.
 
 A receipt is `PRIORITY/ENTRY/COUNT`. The count grows with every hand-out, so each of them has a receipt of its own, and
@@ -200,14 +205,63 @@ local function send(front, kind, said)
   redis.call('PEXPIRE', replies, milliseconds(rules.reply_kept))
 end
 
+local function forget(stream, entry)
+  redis.call('SADD', key('forgotten'), stream .. '/' .. entry)
+end
+
+local function forgotten(stream, entry)
+  return redis.call('SISMEMBER', key('forgotten'), stream .. '/' .. entry) == 1
+end
+
 local function remove(stream, entry)
   redis.call('XACK', key(stream), group, entry)
   redis.call('XDEL', key(stream), entry)
+  redis.call('SREM', key('forgotten'), stream .. '/' .. entry)
   leave_line(stream, entry)
+end
+
+-- What is in :kept of an answered job. `known`: its hash.
+local function kept_as(job_id, known)
+  return #known.reply + #(known.note or '') .. '/' .. job_id
+end
+
+-- To be called when the outcome goes, whether or not it is among those.
+local function unkeep(member)
+  if redis.call('ZREM', key('kept'), member) == 1 then
+    redis.call('HINCRBY', key('counts'), 'kept', -tonumber(string.match(member, '^%d+')))
+  end
+end
+
+-- Counts an outcome that is kept until then. Where all together are too large, those go that would go first.
+local function keep(member, ends)
+  for _, over in ipairs(redis.call('ZRANGEBYSCORE', key('kept'), '-inf', seconds(time))) do
+    unkeep(over)
+  end
+  if redis.call('EXISTS', key('kept')) == 0 then
+    redis.call('HDEL', key('counts'), 'kept')
+  end
+  redis.call('ZADD', key('kept'), seconds(ends), member)
+  redis.call('PEXPIRE', key('kept'), milliseconds(month))
+  local bytes = redis.call('HINCRBY', key('counts'), 'kept', tonumber(string.match(member, '^%d+')))
+  while bytes > rules.kept_bytes do
+    local first = redis.call('ZRANGE', key('kept'), 0, 0)[1]
+    if not first then
+      break
+    end
+    local job = key('job:' .. string.match(first, '/(.*)$'))
+    if redis.call('HEXISTS', job, 'reply') == 1 then
+      redis.call('DEL', job)
+    end
+    unkeep(first)
+    bytes = tonumber(redis.call('HGET', key('counts'), 'kept'))
+  end
 end
 
 -- Removes the entry, and sends the reply unless nobody waits for it.
 local function finish(stream, entry, job_id, reply, worker, receipt)
+  if forgotten(stream, entry) then
+    return remove(stream, entry)
+  end
   local job = key('job:' .. job_id)
   local known = redis.call('HMGET', job, 'front', 'cancelled', 'kept', 'note')
   remove(stream, entry)
@@ -221,7 +275,11 @@ local function finish(stream, entry, job_id, reply, worker, receipt)
   end
   redis.call('DEL', job)
   redis.call('HSET', job, 'reply', reply, 'worker', worker, 'receipt', receipt, 'note', known[4] or '')
-  redis.call('PEXPIRE', job, milliseconds(math.max(rules.reply_kept, math.min(tonumber(known[3]) or 0, month))))
+  local kept = math.max(rules.reply_kept, math.min(tonumber(known[3]) or 0, month))
+  redis.call('PEXPIRE', job, milliseconds(kept))
+  if kept > rules.reply_kept and reply ~= '' then
+    keep(kept_as(job_id, {reply = reply, note = known[4]}), time + kept)
+  end
 end
 
 -- The broker's own answer; `reply` is one without an id.
@@ -262,8 +320,8 @@ end
 -- Lets a job wait again that a worker had, at the head of its queue. `tried`: whether that was one of its tries.
 local function put_back(stream, entry, count, worker, tried)
   local fields = read(stream, entry)
-  if not fields then
-    return remove(stream, entry) -- somebody deleted it from the stream
+  if not fields or forgotten(stream, entry) then
+    return remove(stream, entry) -- or somebody deleted it from the stream
   end
   if not readable(fields) then
     return bury(stream, entry, fields, 'unreadable', worker, rules.unreadable)

@@ -1,6 +1,6 @@
 --[[ Where a job is. Returns {'queued', how many of its priority come before it, note}, {'running', note}, {'done', the
-reply, note}, or nothing where it is not known or nobody wants it. A job that waits past its deadline is answered here:
-perhaps no worker ever comes to do it.
+reply, note}, or nothing where it is not known or nobody wants it. A job that waits past its deadline, or that a dead
+worker has, is answered here: perhaps no worker ever comes to do it.
 
 KEYS[1], ARGV[1]  see common.lua
 ARGV[2]  id of the job
@@ -9,7 +9,8 @@ local id = ARGV[2]
 local job = key('job:' .. id)
 local known = named(redis.call('HGETALL', job))
 local place = place_of(known)
-if place == 'queued' and tonumber(known.deadline or math.huge) <= time then
+local late = place and not known.cancelled and tonumber(known.deadline or math.huge) <= time
+if late and (place == 'queued' or not alive((holder(known.priority, known.entry)))) then
   refuse(known.priority, known.entry, id, rules.too_late)
   known = named(redis.call('HGETALL', job))
   place = nil

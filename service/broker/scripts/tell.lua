@@ -6,7 +6,8 @@ ARGV[2]  worker
 ARGV[3..]  in threes: receipt, id of the job, the words as JSON
 ]]
 for i = 3, #ARGV, 3 do
-  if owned(ARGV[2], ARGV[i]) then
+  local stream, entry = owned(ARGV[2], ARGV[i])
+  if stream and not forgotten(stream, entry) then
     local known = redis.call('HMGET', key('job:' .. ARGV[i + 1]), 'front', 'cancelled')
     if known[1] and not known[2] then
       send(known[1], 'words', ARGV[i + 2])

@@ -243,6 +243,25 @@ async def test_a_job_that_no_worker_came_for_is_found_to_be_late(meet: Meet) -> 
     assert (await pair.front.state()).waiting["interactive"] == 1
 
 
+async def test_a_job_of_a_dead_worker_is_found_to_be_late(meet: Meet) -> None:
+    pair = await meet(worker_timeout=SHORT)
+    await pair.join("w")
+    await pair.submit("late", "early", seconds=0.1)
+    await pair.submit("in time")
+    late, _, _ = await pair.take("w")
+    await pair.live(0.12)
+    await pair.join("w")
+    assert await found(pair, "late", "in time") == ["running"] * 2  # its worker lives: it may be answered yet
+    await pair.live(SHORT + 0.05)  # and no other worker comes
+    assert await found(pair, "late", "in time") == ["done", "running"]
+    seen = await pair.front.find("late")
+    assert seen is not None
+    assert seen.reply is not None
+    assert summary(seen.reply) == "late: deadline_exceeded"
+    assert not await pair.answer("w", late)
+    assert await pair.heard() == ["late: deadline_exceeded"]
+
+
 async def test_an_outcome_is_kept_as_long_as_was_asked(meet: Meet, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(rules, "REPLY_KEPT", 0.4)
     pair = await meet()
@@ -259,6 +278,38 @@ async def test_an_outcome_is_kept_as_long_as_was_asked(meet: Meet, monkeypatch: 
     assert await found(pair, *names) == [None, "done", None, "done"]
     assert await pair.front.remind("long")
     assert not await pair.front.remind("usual")
+
+
+async def test_kept_outcomes_have_a_bound_and_the_oldest_go_first(meet: Meet, monkeypatch: pytest.MonkeyPatch) -> None:
+    size = len(reply(job("a"), "w").to_wire())
+    monkeypatch.setattr(rules, "KEPT_BYTES", 3 * size)
+    monkeypatch.setattr(rules, "REPLY_KEPT", 0.4)
+    pair = await meet()
+    await pair.join("w")
+
+    async def answer(*names: str, kept: float = 60.0, note: str = "") -> None:
+        for name in names:
+            await pair.front.submit(replace(job(name), kept=kept, note=note))
+            assert await pair.answer("w", await pair.take_one("w"))
+
+    await answer("a", "b", "c")
+    await answer(*"xyz", kept=0.0)  # known for resubmission only: not among them
+    assert await found(pair, *"abcxyz") == ["done"] * 6
+    await answer("d")
+    assert await found(pair, *"abcd") == [None, "done", "done", "done"]
+    await pair.front.forget("c")
+    await answer("e")
+    assert await found(pair, *"bcdexyz") == ["done", None] + ["done"] * 5
+    await answer("a")  # again, under an id that was forgotten
+    assert await found(pair, *"bdea") == [None] + ["done"] * 3
+    await answer("f", note="n" * size)
+    assert await found(pair, *"deaf") == [None, None, "done", "done"]
+    for name in "af":
+        await pair.front.forget(name)
+    await answer("g", "h", "i", kept=0.5)
+    await asyncio.sleep(0.55)
+    await answer("j", "k", "l")  # what has gone by itself does not count
+    assert await found(pair, *"ghijkl") == [None] * 3 + ["done"] * 3
 
 
 # Giving up.
@@ -292,6 +343,75 @@ async def test_a_forgotten_job_is_nowhere(meet: Meet) -> None:
     assert await pair.worker.beat(worker_state("w")) == {"runs"}
     assert await pair.take("w") == []
     assert not await pair.front.remind("done")
+
+
+@pytest.mark.parametrize("first", [None, "cancelled", "answered before"])
+async def test_the_id_of_a_forgotten_job_is_another_jobs(meet: Meet, first: str | None) -> None:
+    pair = await meet()
+    await pair.join("v", "w")
+    await pair.submit("a")
+    old = await pair.take_one("w")
+    if first == "cancelled":
+        await pair.front.cancel("a")
+    await pair.front.forget("a")
+    assert not await pair.front.remind("a")
+    await pair.front.submit(replace(job("a"), image=job("a").image + b" other", note="other"))
+    assert await pair.front.find("a") == Found("queued", 0, note="other")
+    assert await pair.worker.beat(worker_state("w")) == {"a"}
+    assert await pair.worker.beat(worker_state("v")) == set()
+    await pair.tell("w", old, 0, "old")
+    new = await pair.take_one("v")
+    assert (new.job.image, new.attempt) == (job("a").image + b" other", 1)
+    if first == "answered before":
+        assert await pair.answer("v", new)
+        assert await pair.answer("w", old)
+    else:
+        assert await pair.answer("w", old)
+        assert await pair.front.find("a") == Found("running", note="other")
+        assert await pair.answer("v", new)
+    assert await pair.front.find("a") == Found("done", reply=reply(new.job, "v"), note="other")
+    assert await pair.heard_all(1) == [reply(new.job, "v")]
+    assert await pair.heard() == []
+    assert await pair.worker.beat(worker_state("w")) == await pair.worker.beat(worker_state("v")) == set()
+    assert await pair.take("w") == []
+
+
+async def test_forgotten_twice_is_nowhere_though_both_are_answered(meet: Meet) -> None:
+    pair = await meet()
+    await pair.join("w")
+    for _ in range(2):
+        await pair.submit("a")
+        await pair.front.forget("a")  # while it waits
+        await pair.submit("a")
+        delivery = await pair.take_one("w")
+        await pair.front.forget("a")
+        await pair.answer("w", delivery)
+        assert await found(pair, "a") == [None]
+    await pair.submit("a")
+    assert ids(await pair.take("w")) == ["a"]
+    assert await pair.heard() == []
+
+
+@pytest.mark.parametrize("how", ["given back", "left", "died"])
+async def test_a_forgotten_job_does_not_come_back(meet: Meet, how: str) -> None:
+    pair = await meet(worker_timeout=SHORT if how == "died" else 30, tries=1)
+    await pair.join("v", "w")
+    await pair.submit("a")
+    taken = await pair.take("w")
+    await pair.front.forget("a")
+    await pair.front.submit(replace(job("a"), note="other"))
+    if how == "given back":
+        await pair.worker.give_back("w", taken)
+    elif how == "left":
+        await pair.worker.leave("w")
+    else:
+        await let_die(pair, "v")
+    (new,) = await pair.take("v")
+    assert (new.job.note, new.attempt) == ("other", 1)
+    assert await pair.take("v") == []
+    state = await pair.front.state()
+    assert (state.waiting["interactive"], state.redelivered, state.dead) == (0, 0, 0)
+    assert await pair.worker.beat(worker_state("w")) == set()
 
 
 # Large photos.

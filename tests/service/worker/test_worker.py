@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import threading
 import time
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -33,6 +35,15 @@ async def test_a_job_is_answered(stage: Stage, fake: StepFake) -> None:
     assert stage.replies[job.id][0].worker == worker.id
     assert fake.threads == {"model"}
     await until(lambda: not worker.state().running)
+
+
+async def test_boxes_that_nobody_asked_for_do_not_travel(stage: Stage, fake: StepFake) -> None:
+    await stage.add_worker(fake)
+    fake.look_gate.clear()
+    without, asked = await stage.submit(7, regions=False), await stage.submit(7, regions=True)  # one caption for both
+    fake.look_gate.set()
+    outcomes = [await stage.outcome(job) for job in (without, asked)]
+    assert [len(each.boxes) for each in outcomes if isinstance(each, Answer)] == [0, 1]
 
 
 async def test_the_parts_of_the_time_add_up(stage: Stage, fake: StepFake) -> None:
@@ -176,6 +187,35 @@ async def test_a_deadline_that_passes_before_the_look_saves_it(stage: Stage, fak
     await stage.caption(held)
     assert fake.looks == [[1]]
     assert stage.metric("deecap_worker_deadline_misses_total", place="look") == 1
+
+
+async def test_clients_that_go_do_not_let_more_photos_be_decoded_at_once(
+    stage: Stage, fake: StepFake, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("service.caption_maker.available_cores", lambda: 1)
+    decoding, gate, prepare = 0, threading.Event(), fake.prepare
+    begun: list[int] = []  # how many were being decoded when one more was
+
+    def slow(image: Image.Image) -> np.ndarray:
+        nonlocal decoding
+        decoding += 1
+        begun.append(decoding)
+        assert gate.wait(10)
+        decoding -= 1
+        return prepare(image)
+
+    await stage.add_worker(fake)
+    monkeypatch.setattr(fake, "prepare", slow)
+    gone = await stage.submit(1)
+    await until(lambda: bool(begun))
+    staying = await stage.submit(2)
+    await stage.broker.cancel(gone.id)
+    await until(lambda: stage.outcomes()["cancelled"] == 1)
+    await asyncio.sleep(0.05)
+    assert begun == [1]
+    gate.set()
+    assert await stage.caption(staying) == text(2)
+    assert begun == [1, 1]
 
 
 async def test_a_wide_beam_waits_for_its_slots(stage: Stage, fake: StepFake) -> None:
