@@ -178,22 +178,34 @@ class Captioner:
             raise RuntimeError(f"{len(self._begun)} captions are in the making")
         return self._describe(batch, speeds, beam)
 
+    @torch.inference_mode()
+    def encode(self, batch: Sequence[Regions]) -> list[torch.Tensor]:
+        """The memory `(R, d)` of each image, which words are decoded from. Raises `ValueError` for one without regions."""
+        _refuse_empty(batch)
+        features, boxes, mask = stack_regions(batch)
+        if self._engine is None:
+            features, boxes, mask = (part.to(self.device) for part in (features, boxes, mask))
+            memory = self._model.encode(features, boxes, mask)
+        else:
+            memory = self._engine.encode(features, boxes, mask)
+        return [row[kept] for row, kept in zip(memory, mask.to(memory.device), strict=True)]
+
+    @torch.inference_mode()
     def _describe(
         self, batch: Sequence[Regions], speeds: Sequence[ResolvedSpeed], beam: int
     ) -> tuple[list[Caption], int]:
-        features, boxes, mask = stack_regions(batch)
+        _refuse_empty(batch)
         taus = [speed.tau for speed in speeds]
         if self._engine is None:
             policy = self.bundle.policy
-            features, boxes, mask = (part.to(self.device) for part in (features, boxes, mask))
+            features, boxes, mask = (part.to(self.device) for part in stack_regions(batch))
             memory = self._model.encode(features, boxes, mask)
             if beam == 1:
                 decoded = greedy_search(self._model, memory, taus, policy, mask)
             else:
                 decoded = beam_search(self._model, memory, taus, policy, beam, mask)
         else:
-            memory = self._engine.encode(features, boxes, mask)
-            decoded = _decode(self._engine, [row[kept] for row, kept in zip(memory, mask, strict=True)], taus, beam)
+            decoded = _decode(self._engine, self.encode(batch), taus, beam)
         captions = [self._caption(steps, speed) for steps, speed in zip(decoded.captions, speeds, strict=True)]
         return captions, decoded.executed_rows
 
@@ -251,7 +263,8 @@ class Captioner:
         `time.monotonic()`, `math.inf` for none). They share steps with whatever is in the making; those that find no
         free slots wait for their turn.
 
-        Raises `ValueError` for a beam not in 1..5 or a negative τ. Whatever it raises, none of them was begun.
+        Raises `ValueError` for a beam not in 1..5, a negative τ or an image without regions. Whatever it raises, none of
+        them was begun.
         """
         asked = [_Begun(*each) for each in zip(batch, speeds, beams, deadlines, strict=True)]
         for each in asked:
@@ -259,15 +272,14 @@ class Captioner:
                 raise ValueError(f"beam must be from 1 to {LARGEST_BEAM}, not {each.beam}")
             if not each.speed.tau >= 0:
                 raise ValueError(f"tau must be 0 or more, not {each.speed.tau}")
+        _refuse_empty(batch)
         if self._engine is None:
             tickets = [self._tickets + count for count in range(1, len(asked) + 1)]
             self._tickets += len(asked)
         else:
-            features, boxes, mask = stack_regions(batch)
-            memory = self._engine.encode(features, boxes, mask)
             tickets = [
-                self._engine.submit(row[kept], each.speed.tau, each.beam, each.deadline)
-                for row, kept, each in zip(memory, mask, asked, strict=True)
+                self._engine.submit(memory, each.speed.tau, each.beam, each.deadline)
+                for memory, each in zip(self.encode(batch), asked, strict=True)
             ]
         self._begun.update(zip(tickets, asked, strict=True))
         return tickets
@@ -337,11 +349,18 @@ class Captioner:
         return Word(text, step.exit_layer, step.entropy, step.log_probability)
 
 
+def _refuse_empty(batch: Sequence[Regions]) -> None:
+    if not all(len(regions.boxes) for regions in batch):
+        raise ValueError("an image without regions cannot be described")
+
+
 def _decode(engine: Engine, memories: Sequence[torch.Tensor], taus: Sequence[float], beam: int) -> Decoded:
     """The captions of a batch, none other being in the engine."""
     before = engine.executed_rows
-    rows = {engine.submit(memory, tau, beam): row for row, (memory, tau) in enumerate(zip(memories, taus, strict=True))}
+    rows: dict[int, int] = {}  # by the request's number
     try:
+        for row, (memory, tau) in enumerate(zip(memories, taus, strict=True)):
+            rows[engine.submit(memory, tau, beam)] = row
         while engine.busy:
             engine.step()
     except Exception:  # or they would be found in the engine by the next batch

@@ -138,7 +138,7 @@ class Hdf5Features:
         try:
             import h5py
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("HDF5 needs h5py: pip install 'deecap[train]', or write .npz files") from error
+            raise ModuleNotFoundError("HDF5 needs h5py: pip install '.[train]', or write .npz files") from error
         new = not path.exists()
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -1,15 +1,11 @@
-"""What holds for every test: what may be skipped, and which tests may run side by side."""
+"""What holds for every test: in CI nothing may be skipped but what needs a GPU, since CI installs all else."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Generator
-from pathlib import Path
 
 import pytest
-
-# Tests of processes, which want their time and share what is slow to start: one after another, whatever the rest does.
-PROCESSES = ("browser", "deploy", "docs", "faults", "fuzz", "loadtests")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -32,12 +28,7 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    if config.pluginmanager.hasplugin("xdist"):
-        here = Path(__file__).parent
-        for item in items:
-            file = item.path.relative_to(here)
-            item.add_marker(pytest.mark.xdist_group("processes" if file.parts[0] in PROCESSES else str(file)))
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     wanting = [item for item in items if item.get_closest_marker("gpu")]
     if not wanting:
         return

@@ -10,7 +10,6 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from model.batching import stack_regions
 from model.caption import Regions
 from model.captioner import Captioner
 from model.decoding.beam import Step
@@ -91,6 +90,7 @@ def fixed_depth(model: DeeCap, layers: int, words: int, precision: Precision) ->
         max_words=words,
         exits="final",
         exit_head=False,
+        no_repeats=False,  # a network with random weights repeats itself with nearly every word
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -133,8 +133,7 @@ def decode_image(data: bytes) -> Image.Image:
 @torch.inference_mode()
 def encode(captioner: Captioner, regions: Regions) -> Tensor:
     """One image's memory `(R, d)`."""
-    features, boxes, mask = (part.to(captioner.device) for part in stack_regions([regions]))
-    return captioner.bundle.model.encode(features, boxes, mask)[0]
+    return captioner.encode([regions])[0]
 
 
 def to_text(captioner: Captioner, steps: Sequence[Step]) -> str:

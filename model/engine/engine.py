@@ -338,13 +338,13 @@ class Engine:
         if self._searches:
             self._top_words[slots], self._top_log_probabilities[slots] = reached.top(rows, self._most)
         if self._no_repeats:
+            if self._searches:  # beams see to it themselves
+                greedy = np.array([owner is not None and owner.beam is None for owner in self._owner])[slots]
+                slots, rows = slots[greedy], rows[greedy]
             self._put_other_words(slots, reached, rows)
 
     def _put_other_words(self, slots: np.ndarray, reached: Reached, rows: np.ndarray) -> None:
-        """Where the likeliest word would repeat, the likeliest that does not. `slots` are `rows` of what was reached.
-
-        What it does to slots of beams does not matter: beams see to it themselves.
-        """
+        """Where the likeliest word would repeat, the likeliest that does not. `slots`: `rows` of what was reached."""
         again = repeating(self._history[slots, :, WORD], self._lengths[slots], self._decided[slots, WORD])
         if not again.any():
             return

@@ -124,6 +124,10 @@ class OnnxBackend:
         array = memory.float().numpy()
         for slot in slots:
             self._memories[slot] = array
+            # What is masked must be numbers all the same: of a NaN that another image left here there is no masking.
+            self._words[:, :, slot] = 0.0
+            self._regions_keys[:, slot, ..., count:] = 0.0
+            self._regions_values[:, slot, :, count:] = 0.0
             self._regions_mask[slot, ..., :count] = 0
             self._regions_mask[slot, ..., count:] = -np.inf
             self._kept_mask[slot, ..., :-1] = -np.inf

@@ -215,4 +215,4 @@ def _package(name: str) -> Any:
     try:
         return importlib.import_module(f"pycocoevalcap.{name}")
     except ModuleNotFoundError as error:
-        raise ModuleNotFoundError("caption scores need pycocoevalcap: pip install 'deecap[train]'") from error
+        raise ModuleNotFoundError("caption scores need pycocoevalcap: pip install '.[train]'") from error

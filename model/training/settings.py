@@ -12,6 +12,7 @@ from model.config import DeeCapConfig
 from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
+SHIPPED = Path(__file__).parent / "configs"
 SYSTEMS = "systems"  # folder of the configurations that the paper's tables compare
 
 
@@ -87,6 +88,11 @@ def _build(kind: type, data: dict[str, Any], where: str) -> Any:
         raise ValueError(f"{where}: {error}") from error
 
 
+def _shipped(name: str) -> tuple[Path, ...]:
+    """Where a configuration of this name may be among those that ship."""
+    return SHIPPED / f"{name}.toml", SHIPPED / SYSTEMS / f"{name}.toml"
+
+
 def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     """Tables are merged name by name; all else, a list of stages too, stands in place of the base's."""
     try:
@@ -97,13 +103,14 @@ def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if base is None:
         return raw
     beside = path.parent / f"{base}.toml"
-    if beside in (*above, path):
+    found = next((place for place in (beside, *_shipped(base)) if place.is_file()), None)
+    if found is None:
+        raise ValueError(f"{path}: there is no {beside.name} beside it to be its base, nor among those that ship")
+    if found in (*above, path):
         raise ValueError(f"{path}: base {base!r} goes round in a circle")
-    if not beside.is_file():
-        raise ValueError(f"{path}: there is no {beside.name} beside it to be its base")
     if "name" not in raw:
         raise ValueError(f"{path}: a name of its own is needed, or it would work in its base's folder")
-    merged = _read_with_base(beside, (*above, path))
+    merged = _read_with_base(found, (*above, path))
     for name, value in raw.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value
@@ -111,7 +118,9 @@ def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
 
 
 def read_settings(path: Path) -> TrainSettings:
-    """A TOML file's settings. With `base = "other"` they are those of `other.toml` beside it, but for what it says.
+    """A TOML file's settings. With `base = "other"` they are those of `other.toml`, but for what it says.
+
+    The base is beside the file, or else one that ships.
 
     Raises `ValueError` naming what is wrong in the file, `FileNotFoundError` when it is not there.
     """
@@ -151,9 +160,8 @@ def find_settings(config: Path) -> TrainSettings:
 
     Raises `ValueError` for a file with mistakes, `FileNotFoundError` naming those that ship when there is none.
     """
-    shipped = Path(__file__).parent / "configs"
-    for path in (config, shipped / f"{config}.toml", shipped / SYSTEMS / f"{config}.toml"):
+    for path in (config, *_shipped(str(config))):
         if path.is_file():
             return read_settings(path)
-    names = ", ".join(sorted(path.stem for path in shipped.rglob("*.toml")))
+    names = ", ".join(sorted(path.stem for path in SHIPPED.rglob("*.toml")))
     raise FileNotFoundError(f"no configuration {config}: give a TOML file or one of {names}")

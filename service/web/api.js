@@ -12,6 +12,17 @@ export class ServiceError extends Error {
 export const unreachable = () =>
   new ServiceError("The service cannot be reached", "Is it still running, and is the network there?");
 
+const brokenOff = () => new ServiceError("The answer broke off", "The connection closed before it was whole. Try again.");
+
+/** What is being read of an answer. Throws ServiceError where the connection closes, or what came is no JSON. */
+async function whole(reading) {
+  try {
+    return await reading;
+  } catch (error) {
+    throw error.name === "AbortError" ? error : brokenOff();
+  }
+}
+
 const headersWith = (key, more = {}) => (key ? { ...more, Authorization: `Bearer ${key}` } : more);
 
 async function send(address, init) {
@@ -40,7 +51,7 @@ export const problemError = (problem, status = problem.status) =>
 export async function getJson(address, key) {
   const response = await send(address, { headers: headersWith(key), cache: "no-store" });
   if (!response.ok) throw await errorOf(response);
-  return response.json();
+  return whole(response.json());
 }
 
 /**
@@ -56,33 +67,29 @@ export async function caption(file, options, key, signal, told) {
   const response = await send("v1/caption", { method: "POST", body: form, headers, signal });
   if (!response.ok) throw await errorOf(response);
   const type = response.headers.get("content-type") || "";
-  if (!type.startsWith("text/event-stream")) return response.json();
-  try {
-    for await (const { event, data } of events(response.body)) {
-      if (event === "word") told?.word(data);
-      else if (event === "restart") told?.restart();
-      else if (event === "caption") return data;
-      else if (event === "problem") throw problemError(data);
-    }
-  } catch (error) {
-    if (error instanceof ServiceError || error.name === "AbortError") throw error;
+  if (!type.startsWith("text/event-stream")) return whole(response.json());
+  for await (const { event, data } of events(response.body)) {
+    if (event === "word") told?.word(data);
+    else if (event === "restart") told?.restart();
+    else if (event === "caption") return data;
+    else if (event === "problem") throw problemError(data);
   }
-  throw new ServiceError("The answer broke off", "The connection closed before the caption was done. Try again.");
+  throw brokenOff();
 }
 
-/** Server-sent events (WHATWG HTML, 9.2.6) of a byte stream, their data read as JSON. */
+/** Server-sent events (WHATWG HTML, 9.2.6) of a byte stream, their data read as JSON. Throws ServiceError. */
 export async function* events(stream) {
   const reader = stream.pipeThrough(new TextDecoderStream()).getReader();
   let text = "";
   try {
     for (;;) {
-      const { value, done } = await reader.read();
+      const { value, done } = await whole(reader.read());
       if (done) return;
       text += value;
       // A carriage return at the end may be half of a line's end: it waits for what follows.
-      const whole = text.endsWith("\r") ? text.slice(0, -1) : text;
-      const blocks = whole.split(/\r\n\r\n|\n\n|\r\r/);
-      text = blocks.pop() + text.slice(whole.length);
+      const lines = text.endsWith("\r") ? text.slice(0, -1) : text;
+      const blocks = lines.split(/\r\n\r\n|\n\n|\r\r/);
+      text = blocks.pop() + text.slice(lines.length);
       yield* blocks.map(parsed).filter((event) => event !== null);
     }
   } finally {

@@ -4,7 +4,9 @@ const at = (id) => document.getElementById(id);
 
 /** Calls `chosen(file)` for each photo that the user gives, after it was put on the page, and `failed` for none. */
 export function watchPhoto(chosen, failed) {
+  let taken = 0; // a sample that arrives after something else was taken is not wanted any more
   const take = (file, description) => {
+    taken += 1;
     show(file, description);
     chosen(file);
   };
@@ -36,12 +38,18 @@ export function watchPhoto(chosen, failed) {
   for (const button of document.querySelectorAll("[data-sample]")) {
     button.addEventListener("click", async () => {
       const picture = button.querySelector("img");
+      taken += 1;
+      const mine = taken;
+      let blob;
       try {
-        const blob = await (await fetch(picture.src)).blob();
-        take(new File([blob], button.dataset.sample, { type: blob.type }), picture.alt);
+        const answer = await fetch(picture.src);
+        if (!answer.ok) throw new Error(`The answer was ${answer.status}`);
+        blob = await answer.blob();
       } catch {
-        failed("The sample cannot be loaded", "Is the service still running?");
+        if (taken === mine) failed("The sample cannot be loaded", "Is the service still running?");
+        return;
       }
+      if (taken === mine) take(new File([blob], button.dataset.sample, { type: blob.type }), picture.alt);
     });
   }
 }

@@ -17,13 +17,16 @@ const now = { key: "", file: null, tiers: [], layers: 6, ready: false, wanted: f
 // ---- the service
 
 async function watchService() {
+  const { key } = now;
   let wait = LOOK_AGAIN_MS;
   try {
     await getJson("readyz", now.key);
     if (!now.ready) await becomeReady();
     wait = STILL_THERE_MS;
   } catch (error) {
+    if (key !== now.key) return; // another look is under way, with the key that was given since
     now.ready = false;
+    if (error.status === 401) wait = STILL_THERE_MS; // nothing changes until a key is given, and then it looks at once
     say(error);
   }
   update();
@@ -36,46 +39,50 @@ async function becomeReady() {
   now.tiers = speeds.tiers.filter((tier) => tier.target <= speeds.range.highest);
   now.layers = model.layers;
   now.ready = true;
-  at("state").className = "state ready";
-  at("state").textContent = `Ready: ${model.name}, ${model.layers} decoder layers, on ${model.device}`;
+  sayState(`Ready: ${model.name}, ${model.layers} decoder layers, on ${model.device}`);
+  // What has the focus may be hidden or replaced below, and the focus would be lost.
+  const focused = [at("key-form"), at("tiers")].some((part) => part.contains(document.activeElement));
   at("key-form").hidden = true;
   at("legend").replaceChildren(...legend(now.layers));
   const slider = at("speed");
-  if (slider.disabled) {
-    slider.min = speeds.range.lowest;
-    slider.max = speeds.range.highest;
-    slider.value = now.tiers.find((tier) => tier.name === speeds.default)?.target ?? 1;
-    slider.disabled = false;
-    showTiers(speeds.range);
-  }
+  slider.min = speeds.range.lowest; // the browser keeps the value between the two
+  slider.max = speeds.range.highest;
+  if (slider.disabled) slider.value = now.tiers.find((tier) => tier.name === speeds.default)?.target ?? 1;
+  slider.disabled = false;
+  showTiers(speeds.range);
+  if (focused) slider.focus();
   if (now.wanted) ask();
 }
 
-/** The state of the service where it is not ready, in words. */
+/** The state of the service in words. They are set where they changed only, since a screen reader reads them out then. */
+function sayState(text) {
+  at("state").classList.toggle("ready", now.ready);
+  if (at("state").textContent !== text) at("state").textContent = text;
+}
+
 function say(error) {
-  at("state").className = "state";
-  at("state").textContent = error instanceof ServiceError ? `${error.title}. ${error.detail}` : String(error);
   if (error.status === 401) needKey(error);
+  else sayState(error instanceof ServiceError ? `${error.title}. ${error.detail}` : String(error));
 }
 
 function needKey(error) {
   now.ready = false;
   at("key-form").hidden = false;
-  at("state").className = "state";
-  at("state").textContent = now.key ? `${error.title}. The key you gave is not known here.` : `${error.title}.`;
+  sayState(now.key ? `${error.title}. The key you gave is not known here.` : `${error.title}.`);
   update();
 }
 
 at("key-form").addEventListener("submit", (event) => {
   event.preventDefault();
   now.key = at("key").value.trim();
+  sayState("Asking the service with this key …");
   watchService();
 });
 
 // ---- the speed
 
 function showTiers({ lowest, highest }) {
-  const place = (tier) => (tier.target - lowest) / (highest - lowest);
+  const place = (tier) => (tier.target - lowest) / (highest - lowest || 1);
   at("ticks").replaceChildren(
     ...now.tiers.map((tier) => {
       const tick = element("span");
@@ -85,7 +92,9 @@ function showTiers({ lowest, highest }) {
   );
   at("tiers").replaceChildren(
     ...now.tiers.map((tier) => {
-      const button = element("button", { type: "button" }, `${tier.name} ${tier.target}`);
+      const edge = place(tier) < 0.1 ? "begin" : place(tier) > 0.9 ? "end" : "";
+      const lines = [element("span", {}, tier.name), " ", element("span", {}, String(tier.target))];
+      const button = element("button", { type: "button", className: edge }, ...lines);
       button.style.left = `${100 * place(tier)}%`;
       button.addEventListener("click", () => {
         at("speed").value = tier.target;
@@ -127,10 +136,22 @@ function begin() {
   return now.asking.signal;
 }
 
+/** The words go; the focus, where one of them has it, goes to the button that brings new ones. */
+function noWords() {
+  if (at("words").contains(document.activeElement)) at("ask").focus();
+  at("words").replaceChildren();
+}
+
 async function ask() {
   if (!now.file) return;
   now.wanted = !now.ready;
-  if (!now.ready) return update();
+  if (!now.ready) {
+    begin(); // for what was asked before this
+    now.asking = null;
+    at("result").hidden = true;
+    noWords();
+    return update();
+  }
   const file = now.file;
   const options = { speed: speed(), regions: true };
   if (at("show-look").checked) options.attention = true;
@@ -139,7 +160,10 @@ async function ask() {
   now.answer = null;
   at("result").hidden = false;
   at("said").textContent = "";
-  const clear = () => [words, at("layers"), at("facts")].forEach((each) => each.replaceChildren());
+  const clear = () => {
+    noWords();
+    for (const each of [at("layers"), at("facts")]) each.replaceChildren();
+  };
   clear();
   at("detail").textContent = "Looking …";
   let used = 0;
@@ -177,8 +201,10 @@ function showLook(index) {
 
 function showAnswer(answer, file, options) {
   now.answer = answer;
-  at("words").replaceChildren(...answer.words.map((word, i) => wordItem(word, now.layers, (said) => (tellWord(said), showLook(i)))));
   at("detail").textContent = "Point at a word, or move to it with the Tab key, to see how it was decided.";
+  const focused = [...at("words").children].findIndex((item) => item.contains(document.activeElement));
+  at("words").replaceChildren(...answer.words.map((word, i) => wordItem(word, now.layers, (said) => (tellWord(said), showLook(i)))));
+  if (focused >= 0) (at("words").children[focused]?.firstChild ?? at("ask")).focus();
   at("said").textContent = `Caption: ${answer.caption}`;
   const [used, all] = layersUsed(answer, now.layers);
   at("layers").replaceChildren(...layersBar(used, all));
@@ -209,7 +235,10 @@ function showProblem(error, again) {
   const worthIt = !known || error.status === 0 || error.status === 429 || error.status >= 500;
   if (again && worthIt) {
     const button = element("button", { type: "button" }, "Try again");
-    button.addEventListener("click", again);
+    button.addEventListener("click", () => {
+      at("ask").focus(); // this button goes
+      again();
+    });
     parts.push(element("div", {}, button));
   }
   at("problem").replaceChildren(...parts);
@@ -234,19 +263,29 @@ at("show-look").addEventListener("change", () => {
   if (at("show-look").checked && now.file && !now.answer?.attention) ask();
 });
 
-at("compare").addEventListener("click", async () => {
+async function compare() {
   const signal = begin();
+  const hide = () => {
+    at("compared").hidden = true; // half a comparison says nothing
+  };
+  signal.addEventListener("abort", hide);
   at("compared").hidden = false;
   try {
     await compareSpeeds(at("speeds"), now, signal);
     if (!signal.aborted) at("said").textContent = "The comparison is done.";
   } catch (error) {
-    if (!signal.aborted) showProblem(error);
+    if (!signal.aborted) {
+      hide();
+      showProblem(error, compare);
+    }
   } finally {
     if (!signal.aborted) now.asking = null;
     update();
   }
-});
+}
+
+// Not `disabled` while it works: the focus would be lost.
+at("compare").addEventListener("click", () => at("compare").getAttribute("aria-disabled") === "true" || compare());
 
 function showLines(file, options) {
   at("elsewhere").hidden = false;
@@ -274,7 +313,8 @@ function update() {
   const busy = now.asking !== null;
   at("ask").disabled = !now.file;
   at("ask").textContent = now.wanted ? "Waits for the service …" : busy ? "Captioning …" : "Caption";
-  at("compare").disabled = !now.file || !now.ready || busy;
+  at("compare").disabled = !now.file;
+  at("compare").setAttribute("aria-disabled", String(!now.ready || busy));
 }
 
 at("ask").addEventListener("click", ask);

@@ -75,6 +75,12 @@ def words_of(page: Page) -> list[tuple[str, str]]:
     return [(word.locator("span").inner_text(), word.locator("small").inner_text()) for word in shown]
 
 
+def has_focus(page: Page) -> str:
+    """The id of the element that has the focus; "" where it has none or nothing has it."""
+    found: str = page.evaluate("document.activeElement?.id ?? ''")
+    return found
+
+
 def drop(page: Page, content: bytes, name: str, selector: str = "#drop", event: str = "drop") -> None:
     """Drops (or, with the event `paste`, pastes) this file."""
     page.evaluate(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import subprocess
 import sys
 from collections.abc import Callable
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 from fastapi import FastAPI
-from playwright.sync_api import expect
+from playwright.sync_api import Route, expect
 
+from model.exits import SpeedRow
 from service.app import create_app
 from service.settings import Settings
-from tests.browser.browsing import PHONE, Opener, choose, drop, words_of
+from tests.browser.browsing import DESKTOP, PHONE, Opener, choose, drop, words_of
 from tests.service import pictures
-from tests.service.fakes import BOXES, FakeCaptioner
+from tests.service.fakes import BOXES, SPEEDS, FakeCaptioner
 
 ROOT = Path(__file__).parents[2]
 JPEG = pictures.jpeg()
@@ -148,6 +151,53 @@ def test_dropped_pasted_and_sample_photos(service: str, visit: Opener) -> None:
     expect(page.locator("#words .word").nth(1)).to_contain_text("320")
 
 
+def test_a_sample_that_comes_late_does_not_take_the_photos_place(service: str, visit: Opener) -> None:
+    page = visit(service)
+    expect(page.locator("#state")).to_contain_text("Ready")
+    held: list[Route] = []
+    page.route("**/web/samples/cat.jpg", lambda route: held.append(route))
+    with page.expect_request("**/web/samples/cat.jpg"):
+        page.get_by_role("button", name="The face of a cat").click()
+    choose(page, JPEG, "mine.jpg")
+    expect(page.locator("#curl")).to_contain_text("image=@mine.jpg")
+    with page.expect_response("**/web/samples/cat.jpg"):
+        held[0].continue_()
+    page.wait_for_timeout(300)  # as long as it would take to be shown
+    expect(page.locator("#drop-hint")).to_have_text("mine.jpg")
+    expect(page.locator("#words .word").nth(1)).to_contain_text(str(WIDTH))
+
+
+def test_a_sample_that_is_not_there_is_no_photo(service: str, visit: Opener) -> None:
+    page = visit(service)
+    expect(page.locator("#state")).to_contain_text("Ready")
+    page.route("**/web/samples/cat.jpg", lambda route: route.fulfill(status=404, body="no photo"))
+    page.get_by_role("button", name="The face of a cat").click()
+    expect(page.get_by_role("alert")).to_contain_text("The sample cannot be loaded")
+    expect(page.locator("#stage")).to_be_hidden()
+
+
+@pytest.mark.parametrize("highest", [4.0, 4.5, 6.0])
+@pytest.mark.parametrize("size", [PHONE, DESKTOP], ids=["phone", "desktop"])
+def test_named_speeds_stand_under_their_ticks(
+    serve: Callable[[FastAPI], str], visit: Opener, size: tuple[int, int], highest: float
+) -> None:
+    captioner = FakeCaptioner()
+    captioner.speeds = replace(
+        SPEEDS, rows=tuple(SpeedRow(tau, 1.0 + tau, 1.0, 50.0, 20.0) for tau in (0, highest - 1))
+    )
+    page = visit(serve(create_app(Settings(), load=lambda: captioner)), size)
+    expect(page.locator("#tiers button")).to_have_count(4)
+    labels = [label.bounding_box() for label in page.locator("#tiers button").all()]
+    ticks = [tick.bounding_box() for tick in page.locator("#ticks span").all()]
+    for label, tick in list(zip(labels, ticks, strict=True))[1:-1]:
+        assert label["x"] + label["width"] / 2 == pytest.approx(tick["x"] + tick["width"] / 2, abs=4)
+    for left, right in pairwise(labels):
+        assert left["x"] + left["width"] <= right["x"]
+    slider = page.locator("#speed").bounding_box()
+    assert labels[0]["x"] >= slider["x"] - 1
+    assert labels[-1]["x"] + labels[-1]["width"] <= slider["x"] + slider["width"] + 1
+
+
 def test_the_page_is_there_before_the_model(serve: Callable[[FastAPI], str], visit: Opener) -> None:
     captioner = FakeCaptioner()
     captioner.go.clear()
@@ -172,6 +222,7 @@ def test_a_key_is_asked_for_where_there_must_be_one(serve: Callable[[FastAPI], s
     key.press("Enter")
     expect(page.locator("#state")).to_contain_text("Ready")
     expect(key).to_be_hidden()
+    expect(page.locator("#speed")).to_be_focused()
     choose(page, JPEG)
     expect(page.locator("#words .word")).to_have_count(3)
     expect(page.locator("#curl")).to_contain_text('-H "Authorization: Bearer $DEECAP_CLIENT_KEY"')

@@ -155,7 +155,7 @@ def test_a_package_is_asked_for_where_it_is_needed(command, asked, tmp_path, mon
     monkeypatch.setattr(service.commands.bench, "installed_version", lambda name: None if name == missing else "1")
     result = command("bench", *words)
     assert result.exit_code == (2 if refused else 0), result.output
-    assert (f"this needs {missing}: pip install 'deecap[bench]'" in result.stderr) == refused
+    assert (f"this needs {missing}: pip install '.[bench]'" in result.stderr) == refused
 
 
 def test_without_samples_photos_must_be_named(command, asked, tmp_path, monkeypatch):

@@ -369,7 +369,7 @@ class TestAtAService:
         monkeypatch.setitem(sys.modules, "httpx", None)
         result = command("caption", *photos(30), "--url", service)
         assert result.exit_code == 1
-        assert "pip install 'deecap[client]'" in result.stderr
+        assert "pip install '.[client]'" in result.stderr
 
     def test_it_loads_no_torch(self, photos, service):
         script = (

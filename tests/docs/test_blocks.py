@@ -3,30 +3,22 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import shlex
-import shutil
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import click
-import httpx
 import pytest
 import typer
 
 from service.cli import app
 from tests.docs.blocks import OTHER, PAGES, PYTHON, ROOT, SHELL, Block, blocks
+from tests.docs.reader import HOST, furnish, run, serving
 
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 RUN = [block for block in BLOCKS if block.reason is None and block.language not in OTHER]
-HOST = "127.0.0.1:8000"  # what the pages call the service
 SECONDS = 60
-PHOTOS = {"photo.jpg": "cat.jpg", "a.jpg": "astronaut.jpg", "b.jpg": "coffee.jpg"}  # what the pages call the reader's
 
 
 def names(chosen: list[Block]) -> list[str]:
@@ -36,55 +28,12 @@ def names(chosen: list[Block]) -> list[str]:
 @pytest.fixture(scope="module")
 def service(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
     """Host and port of a service with the bundle that ships, in a process of its own."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("service") / "log"
-    with log.open("wb") as output:
-        command = [sys.executable, "-c", "from service.cli import main; main()", "serve", "--port", str(port)]
-        process = subprocess.Popen(command, cwd=ROOT, env=environment(), stdout=output, stderr=output)
-    try:
-        end = time.monotonic() + SECONDS
-        while not ready(port):
-            assert process.poll() is None, log.read_text()
-            assert time.monotonic() < end, log.read_text()
-            time.sleep(0.1)
-        yield f"127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        process.wait(SECONDS)
-
-
-def ready(port: int) -> bool:
-    try:
-        return httpx.get(f"http://127.0.0.1:{port}/readyz").status_code == 200
-    except httpx.TransportError:
-        return False
-
-
-def environment() -> dict[str, str]:
-    """That of the tests, without the developer's own settings."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("DEECAP_")}
-    return {**kept, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    """Where a reader stands: the project's folder, and photos of their own in it."""
-    for name in ("model", "service", "samples"):
-        (tmp_path / name).symlink_to(ROOT / name)
-    for name, sample in PHOTOS.items():
-        shutil.copy(ROOT / "samples" / sample, tmp_path / name)
-    (tmp_path / ".curlrc").write_text("fail-with-body\nsilent\nshow-error\n")
-    (tmp_path / "bin").mkdir()
-    command = tmp_path / "bin" / "deecap"  # that of these sources, wherever another one is installed
-    command.write_text(f"#!{sys.executable}\nfrom service.cli import main\nmain()\n")
-    command.chmod(0o755)
-    return tmp_path
+    with serving("deecap serve", furnish(tmp_path_factory.mktemp("service"))) as host:
+        yield host
 
 
 @pytest.mark.parametrize("block", RUN, ids=names(RUN))
-def test_what_is_told_is_run(block: Block, service: str, folder: Path) -> None:
+def test_what_is_told_is_run(block: Block, service: str, tmp_path: Path) -> None:
     text = block.text.replace(HOST, service)
     shell = block.language in SHELL or block.language == "indented"
     assert shell or block.language in PYTHON, (
@@ -92,17 +41,7 @@ def test_what_is_told_is_run(block: Block, service: str, folder: Path) -> None:
     )
     if block.language == "console":
         text = "".join(line[2:] + "\n" for line in text.splitlines() if line.startswith("$ "))
-    command = ["sh", "-euc", text] if shell else [sys.executable, "-c", text]
-    path = f"{folder / 'bin'}{os.pathsep}{os.environ['PATH']}"
-    done = subprocess.run(
-        command,
-        cwd=folder,
-        env={**environment(), "PATH": path, "CURL_HOME": str(folder)},
-        capture_output=True,
-        text=True,
-        timeout=SECONDS,
-        check=False,
-    )
+    done = run(text, furnish(tmp_path), SECONDS, python=not shell)
     assert done.returncode == 0, f"{block.name}: {done.stdout}{done.stderr}"
     assert done.stdout.strip(), f"{block.name}: it says nothing"
     assert "problems/" not in done.stdout

@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+import markdown
 import pytest
 
 from service.api_reference import api_reference
@@ -65,12 +67,25 @@ def test_every_page_is_in_the_site_and_every_link_leads_somewhere(site: Path) ->
                 assert unquote(parts.fragment) in pages[target].ids | {"__skip"}, f"{path.name}: {link}"
 
 
-def test_the_readme_links_lead_somewhere() -> None:
+@cache
+def anchors(path: Path) -> set[str]:
+    """The anchors that the site gives the headings of a page."""
+    return Page(markdown.markdown(path.read_text(), extensions=["fenced_code", "tables", "toc"])).ids
+
+
+def test_the_links_of_readme_and_pages_lead_somewhere() -> None:
+    fragments = 0
     for page in PAGES:
         for link in re.findall(r"\]\(([^)\s]+)\)", page.read_text()):
             parts = urlsplit(link)
-            if not parts.scheme and parts.path:
-                assert (page.parent / parts.path).exists(), f"{page.name}: {link}"
+            if parts.scheme:
+                continue
+            target = page.parent / parts.path if parts.path else page
+            assert target.exists(), f"{page.name}: {link}"
+            if parts.fragment and target.suffix == ".md":
+                fragments += 1
+                assert parts.fragment in anchors(target), f"{page.name}: {link}"
+    assert fragments > 5
 
 
 def test_every_picture_says_what_it_shows() -> None:

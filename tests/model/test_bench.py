@@ -113,11 +113,13 @@ def test_what_are_no_photos_is_said(tmp_path):
 
 
 def test_a_fixed_depth_has_the_length_and_the_depth_asked_for(make_model: MakeModel):
-    network = make_model()
+    network = make_model(no_repeats=True)
     memories = [torch.randn(5, 16, dtype=torch.float64) for _ in range(3)]
     said = caption_each(fixed_depth(network, 2, 5, FLOAT64), memories)
     assert said.exits == [[2] * 5] * 3
     assert (said.mean_steps, said.executed_rows) == (5.0, 2 * 5 * 3)
+    network = fixed_depth(network, 2, 5, FLOAT64).decoder.model
+    assert not network.config.no_repeats, "to look for other words would be most of what it is measured at"
 
 
 def test_captions_of_a_full_engine_are_those_of_one_at_a_time(make_model: MakeModel):

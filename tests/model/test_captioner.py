@@ -351,6 +351,18 @@ def test_what_cannot_be_begun_leaves_nothing_behind(
     assert (stepped.busy, stepped.free) == (False, stepped.slots)
 
 
+def test_an_image_without_regions_is_refused_and_leaves_nothing_behind(stepped: Captioner, seen: list[Regions]) -> None:
+    empty = Regions(seen[0].boxes[:0], seen[0].features[:0])
+    speed = stepped.speeds.resolve()
+    with pytest.raises(ValueError, match="without regions"):
+        stepped.begin([seen[0], empty], [speed, speed], [1, 1], [math.inf, math.inf])
+    assert (stepped.busy, stepped.free) == (False, stepped.slots)
+    with pytest.raises(ValueError, match="without regions"):
+        stepped.describe_batch([seen[0], empty], [speed, speed])
+    assert not stepped.busy
+    stepped.describe(seen[0])
+
+
 @pytest.mark.parametrize("where", ["encode", "step"])
 def test_after_a_failure_all_goes_on(
     captioner: Captioner, seen: list[Regions], monkeypatch: pytest.MonkeyPatch, where: str

@@ -50,6 +50,18 @@ def test_any_mix_of_requests_gives_each_what_the_plain_decoder_gives_it_alone(
                 same(found, steps, tolerance)
 
 
+@pytest.mark.parametrize("precision", ["int8", "float32"])
+def test_what_one_image_made_nan_leaves_nothing_to_the_next(make_model: MakeModel, precision: str) -> None:
+    """Whatever a slot still holds is weighed by 0, and 0 times NaN is NaN."""
+    engine = Engine(endless(make_model), ExitPolicy((1,), "copied"), choose_precision("cpu", precision), slots=1)
+    good = torch.randn(4, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    for tau in (0.0, 1.3):
+        asked = Asked(good, tau, 1, 0)
+        [before] = run(engine, [asked])
+        run(engine, [Asked(torch.full((9, 16), torch.nan, dtype=torch.float64), 0.0, 1, 0)])
+        same(run(engine, [asked])[0], before, 0.0)
+
+
 # Requests that end otherwise -------------------------------------------------------------------------------------
 
 

@@ -213,6 +213,14 @@ def test_a_configuration_is_its_base_but_for_what_it_says(tmp_path: Path) -> Non
     assert (b.name, b.seed, b.model, len(b.stages)) == ("b", 4, a.model, 1)
 
 
+def test_a_base_that_is_not_beside_it_is_one_that_ships(tmp_path: Path) -> None:
+    (tmp_path / "mine.toml").write_text('base = "own"\nname = "mine"\nseed = 4\n')
+    mine, own = read_settings(tmp_path / "mine.toml"), find_settings(Path("own"))
+    assert (mine.name, mine.seed, mine.stages, mine.data) == ("mine", 4, own.stages, own.data)
+    (tmp_path / "own.toml").write_text(BASE)  # the one beside it goes first
+    assert read_settings(tmp_path / "mine.toml").stages != own.stages
+
+
 @pytest.mark.parametrize(
     ("text", "told"),
     [

@@ -18,7 +18,7 @@ class Hdf5File:
         try:
             import h5py
         except ModuleNotFoundError as error:
-            raise ModuleNotFoundError("HDF5 features need h5py: pip install 'deecap[train]'") from error
+            raise ModuleNotFoundError("HDF5 features need h5py: pip install '.[train]'") from error
         self.path = path
         try:
             self._file: Any = h5py.File(path, "r")
