@@ -180,7 +180,7 @@ class Captioner:
 
     @torch.inference_mode()
     def encode(self, batch: Sequence[Regions]) -> list[torch.Tensor]:
-        """The memory `(R, d)` of each image, which words are decoded from. Raises `ValueError` for one without regions."""
+        """The memory `(R, d)` of each image, which its words come from. Raises `ValueError` for one without regions."""
         _refuse_empty(batch)
         features, boxes, mask = stack_regions(batch)
         if self._engine is None:
@@ -263,8 +263,8 @@ class Captioner:
         `time.monotonic()`, `math.inf` for none). They share steps with whatever is in the making; those that find no
         free slots wait for their turn.
 
-        Raises `ValueError` for a beam not in 1..5, a negative τ or an image without regions. Whatever it raises, none of
-        them was begun.
+        Raises `ValueError` for a beam not in 1..5, a negative τ or an image without regions. Whatever it raises, none
+        of them was begun.
         """
         asked = [_Begun(*each) for each in zip(batch, speeds, beams, deadlines, strict=True)]
         for each in asked:
