@@ -127,9 +127,8 @@ def test_the_settings_are_settings(objects: list[Object], monkeypatch: pytest.Mo
         assert container["envFrom"] == [{"configMapRef": {"name": "deecap"}}]
         with monkeypatch.context() as patch:
             for key, value in {**shared, **{each["name"]: each.get("value") for each in container["env"]}}.items():
-                patch.setenv(
-                    key, value if value is not None else "redis://:a@redis:6379/0" if "KEYS" not in key else ""
-                )
+                secret = "" if "KEYS" in key else f"redis://:a@{key.lower()}:6379/0"  # each its own Redis
+                patch.setenv(key, secret if value is None else value)
             Settings.load()
 
 

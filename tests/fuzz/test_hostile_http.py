@@ -153,7 +153,7 @@ FORMS: dict[str, tuple[bytes, set[int]]] = {
     "a boundary of line breaks": (form(FILE + END, '"\\r\\n"'), {400}),
     "a boundary that is no ASCII": (form(FILE + END, "\xe9\xff"), {400}),
     "thousands of fields": (form(b"".join(part(f"f{n}", b"") for n in range(5_000)) + FILE + END), {400}),
-    "thousands of files": (form(b"".join(part(f"f{n}", b"a", b"; filename=a") for n in range(5_000)) + END), {400}),
+    "thousands of files": (form(b"".join(part(f"f{n}", b"a", b"; filename=a") for n in range(5_000)) + END), {422}),
     "thousands of images": (form(FILE * 20 + END), {422}),
     "thousands of lines in a part": (form(LINES + END), {200, 400}),
     "a line of a megabyte in a part": (form(part("image", JPEG, b"; filename=" + b"a" * 1_000_000) + END), {200, 400}),
