@@ -100,7 +100,7 @@ def test_captions_that_cannot_be_paired_are_refused(
 
 def test_without_the_package_the_message_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "pycocoevalcap.bleu.bleu", None)
-    with pytest.raises(ModuleNotFoundError, match=r"deecap\[train\]"):
+    with pytest.raises(ModuleNotFoundError, match=r"pip install '\.\[train\]'"):
         caption_scores([["a"]], [[["a"]]])
 
 

@@ -220,7 +220,7 @@ class TestSettings:
 
     def test_without_the_packages(self, monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setitem(sys.modules, "opentelemetry.sdk.trace", None)
-        with pytest.raises(SettingsError, match=r"pip install 'deecap\[tracing\]'"):
+        with pytest.raises(SettingsError, match=r"pip install '\.\[tracing\]'"):
             start(Settings(tracing="otlp"), "deecap")
 
     @pytest.mark.parametrize("tracing", ["off", "otlp"])
