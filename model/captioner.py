@@ -385,5 +385,5 @@ def choose_device(device: str) -> str:
         return "cuda"
     if device == "auto":
         return "cpu"
-    lacking = "ONNX Runtime has no CUDA provider: install 'deecap[gpu]'" if torch_can else "torch sees no GPU"
+    lacking = "ONNX Runtime has no CUDA provider: pip install '.[gpu]'" if torch_can else "torch sees no GPU"
     raise BundleError(f"device cuda was asked for, but {lacking}")

@@ -27,10 +27,10 @@ def onnx_runtime() -> str:
     """
     found = [f"{name} {version}" for name in ONNX_RUNTIMES if (version := installed_version(name)) is not None]
     if not found:
-        raise RequirementsError("no ONNX Runtime is installed: install deecap[cpu], or deecap[gpu] for an NVIDIA GPU")
+        raise RequirementsError("no ONNX Runtime is installed: pip install '.[cpu]', or '.[gpu]' for an NVIDIA GPU")
     if len(found) > 1:
         raise RequirementsError(
             f"{' and '.join(found)} are both installed and overwrite each other: uninstall both, "
-            "then install deecap[cpu] or deecap[gpu]"
+            "then pip install '.[cpu]' or '.[gpu]'"
         )
     return found[0]

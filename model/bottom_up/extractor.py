@@ -61,7 +61,7 @@ class Extractor:
         provider = PROVIDERS[device]
         if provider not in onnxruntime.get_available_providers():
             raise ExtractorError(
-                f"ONNX Runtime has no {provider} here: for a GPU, install 'deecap[gpu]' in place of 'deecap[cpu]'"
+                f"ONNX Runtime has no {provider} here: for a GPU, pip install '.[gpu]' in place of '.[cpu]'"
             )
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads

@@ -127,7 +127,7 @@ def check_providers(device: str) -> Finding:
     providers = onnxruntime.get_available_providers()
     words = ", ".join(provider.removesuffix("ExecutionProvider") for provider in providers)
     if device == "cuda" and "CUDAExecutionProvider" not in providers:
-        return Finding("FAIL", f"{words}; device cuda needs CUDA: install deecap[gpu] and the NVIDIA driver")
+        return Finding("FAIL", f"{words}; device cuda needs CUDA: pip install '.[gpu]', and install the NVIDIA driver")
     return Finding("OK", words)
 
 

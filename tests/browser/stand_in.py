@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import json
 import queue
-import threading
-import time
 from collections import defaultdict
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
@@ -17,6 +15,7 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, StreamingResponse
 
 from service.routes import home
+from tests.service.over_sockets import running
 
 END = None  # the answer ends
 CUT = ("cut", {})  # the connection closes in the midst of it
@@ -114,14 +113,5 @@ class StandIn:
     @contextmanager
     def serving(self) -> Iterator[str]:
         """Serves it on a free port; gives its address."""
-        server = uvicorn.Server(uvicorn.Config(self.app, port=0, log_level="warning", timeout_graceful_shutdown=1))
-        thread = threading.Thread(target=server.run)
-        thread.start()
-        try:
-            while not server.started:
-                time.sleep(0.01)
-            yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
-        finally:
-            server.should_exit = True
-            thread.join(10)
-            assert not thread.is_alive()
+        with running(uvicorn.Config(self.app, port=0, log_level="warning", timeout_graceful_shutdown=1)) as address:
+            yield address

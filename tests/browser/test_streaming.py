@@ -95,7 +95,7 @@ def test_another_photo_takes_the_place_of_the_one_being_captioned(page: Page, st
 
 
 def test_a_mistake_of_the_page_is_not_told_as_the_networks(page: Page, stand_in: StandIn) -> None:
-    stand_in.say(("word", None))  # type: ignore[arg-type]  # what no service sends
+    stand_in.say(("word", None))  # what no service sends
     expect(page.get_by_role("alert")).to_contain_text("Something went wrong in this page")
 
 

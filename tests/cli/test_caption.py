@@ -350,7 +350,7 @@ class TestAtAService:
             if method == "POST" and captioned:
                 raise httpx.ConnectError("gone")
             captioned.append(path) if method == "POST" else None
-            return real(self, method, path, **more)  # type: ignore[arg-type]
+            return real(self, method, path, **more)
 
         captioned: list[str] = []
         monkeypatch.setattr(httpx.Client, "request", request)

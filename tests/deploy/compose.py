@@ -184,7 +184,7 @@ def stage(target: str) -> dict[str, list[str]]:
 
 
 def seconds_of(duration: str) -> float:
-    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", duration).groups()  # type: ignore[union-attr]
+    number, unit = re.fullmatch(r"(\d+)(ms|s|m|h)", duration).groups()
     return float(number) * {"ms": 0.001, "s": 1, "m": 60, "h": 3600}[unit]
 
 

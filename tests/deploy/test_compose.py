@@ -66,13 +66,13 @@ def test_the_settings_are_settings(services: dict[str, Any], monkeypatch: pytest
 
 def test_photos_arrive_in_prometheus(stack: Compose) -> None:
     prometheus = stack.url("prometheus", 9090)
-    up = {sample["metric"]["job"]: sample["value"][1] for sample in queries.ask(prometheus, "up")}  # type: ignore[index]
+    up = {sample["metric"]["job"]: sample["value"][1] for sample in queries.ask(prometheus, "up")}
     assert up == {"front": "1", "worker": "1", "prometheus": "1"}
     ok = 'deecap_request_duration_seconds_count{route="/v1/caption", outcome="ok"}'
-    speeds = {sample["metric"]["speed"] for sample in queries.ask(prometheus, ok)}  # type: ignore[index]
+    speeds = {sample["metric"]["speed"] for sample in queries.ask(prometheus, ok)}
     assert speeds == {"full", "balanced", "fast", "turbo", "custom", "tau"}
     (answered,) = queries.ask(prometheus, 'sum(deecap_worker_jobs_total{outcome="answered"})')
-    assert float(answered["value"][1]) > 10  # type: ignore[index]
+    assert float(answered["value"][1]) > 10
 
 
 def test_prometheus_keeps_the_ids_of_requests_as_exemplars(stack: Compose) -> None:

@@ -122,7 +122,7 @@ class Cluster:
             self.start_worker()
         until(lambda: self.front.find_address(r"answers at http://\S+?:(\d+)"), 20, "the front tells its address")
         for worker in self.workers:
-            until(lambda worker=worker: worker.find_address(r"metrics at port (\d+)"), 20, f"{worker.name} starts")  # type: ignore[misc]
+            until(lambda worker=worker: worker.find_address(r"metrics at port (\d+)"), 20, f"{worker.name} starts")
         until(lambda: self._sees(workers), 10, f"the front sees {workers} workers, ready, and no others")
         self.settle()
 

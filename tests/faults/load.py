@@ -82,14 +82,14 @@ class Load:
         return sent
 
     def burst(self, count: int, **options: object) -> list[Sent]:
-        return [self.send(**options) for _ in range(count)]  # type: ignore[arg-type]
+        return [self.send(**options) for _ in range(count)]
 
     async def run(self, per_second: float, seconds: float, **options: object) -> None:
         """Open loop: evenly, however slow the answers are. Where this process was late, it catches up."""
         begin = time.monotonic()
         for count in range(round(per_second * seconds)):
             await asyncio.sleep(begin + count / per_second - time.monotonic())
-            self.send(**options)  # type: ignore[arg-type]
+            self.send(**options)
         await asyncio.sleep(begin + seconds - time.monotonic())
 
     async def answers(self) -> None:
@@ -107,7 +107,7 @@ class Load:
     async def _send(self, sent: Sent, image: bytes, options: dict[str, object]) -> None:
         parameters = {"speed": sent.speed, "timeout_ms": round(DEADLINE * 1000), **options}
         try:
-            response = await self._client.post("/v1/caption", content=image, params=parameters)  # type: ignore[arg-type]
+            response = await self._client.post("/v1/caption", content=image, params=parameters)
             sent.status = response.status_code
             document = response.json()
             sent.caption, sent.code = document.get("caption", ""), document.get("code", "ok")

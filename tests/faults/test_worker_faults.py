@@ -189,7 +189,7 @@ async def test_a_photo_that_kills_its_workers_harms_no_other(cluster: Cluster, b
 async def test_a_photo_that_merely_fails_fails_alone(cluster: Cluster, books: Books) -> None:
     async with Load(cluster.front.address) as load:
         kinds = [("raises" if count % 5 == 2 else "good") for count in range(30)]
-        sent = [load.send(kind) for kind in kinds]  # type: ignore[arg-type]
+        sent = [load.send(kind) for kind in kinds]
     bad = [each for each in sent if each.kind == "raises"]
     assert codes(bad) == {"internal": len(bad)}, listed(bad, "bad photos, all to be told `internal`")
     assert_all_answered([each for each in sent if each.kind == "good"])

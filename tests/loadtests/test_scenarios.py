@@ -52,7 +52,7 @@ def test_half_of_the_bad_clients_are_good() -> None:
 
 
 def sample(due: float, seconds: float, outcome: str = "ok", late: float = 0.0) -> Sample:
-    return Sample("fast", due, due + late, due + seconds, Verdict(outcome, same=True))  # type: ignore[arg-type]
+    return Sample("fast", due, due + late, due + seconds, Verdict(outcome, same=True))
 
 
 def test_a_step_counts_from_when_a_request_was_due() -> None:

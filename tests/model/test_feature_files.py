@@ -194,7 +194,7 @@ def test_an_npz_file_is_whole_or_not_there(tmp_path: Path, monkeypatch: pytest.M
     files = open_feature_files(tmp_path, "npz", REVISION, PHOTOS)
 
     def stop_half_way(file: object, **arrays: object) -> None:
-        file.write(b"PK")  # type: ignore[attr-defined]
+        file.write(b"PK")
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:

@@ -184,7 +184,7 @@ def exit_step(network: DeeCap, optimiser: torch.optim.Optimizer, seed: int, draw
     batch = Batch(features, boxes, None, *pad_captions(captions, network.config.max_words))
     optimiser.zero_grad(set_to_none=True)
     exits_loss(network, batch, StageSettings("x", "exits", 1, 1e-2), np.random.default_rng(seed)).backward()
-    frozen = [] if draw is None else freeze_layers(network, Same(draw))  # type: ignore[arg-type]
+    frozen = [] if draw is None else freeze_layers(network, Same(draw))
     optimiser.step()
     return frozen
 

@@ -270,7 +270,7 @@ class FakeBroker:
             self.answered,
             self.redelivered,
             self.dead,
-            self.workers,  # type: ignore[arg-type]
+            self.workers,
         )
 
     async def _meet(self) -> None:

@@ -23,6 +23,13 @@ def serving(app: FastAPI) -> Iterator[str]:
     """Its address, on a free port."""
     protocol = partial(Connection, on_refusal=Context.of(app).metrics.refused)
     config = uvicorn.Config(app, port=0, log_level="warning", ws="none", http=cast("type[asyncio.Protocol]", protocol))
+    with running(config) as address:
+        yield address
+
+
+@contextmanager
+def running(config: uvicorn.Config) -> Iterator[str]:
+    """The address of a server in a thread of its own."""
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()

@@ -166,7 +166,7 @@ async def exchange(
         "http_version": "1.1",
         "root_path": "",
     }
-    await app(scope, receive, send)  # type: ignore[arg-type]
+    await app(scope, receive, send)
     return sent
 
 

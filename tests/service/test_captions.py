@@ -96,7 +96,7 @@ async def test_a_photo_on_which_the_model_fails_fails_alone(settings: Settings) 
         await until_ready(client)
         asked = asyncio.create_task(send(client, [photo(30), photo(20), photo(40)]))
         for number in range(3):
-            await until(lambda number=number: len(broker.submitted) > number)  # type: ignore[misc]
+            await until(lambda number=number: len(broker.submitted) > number)
             broker.say(become(broker.submitted[number]))
         items = (await asked).json()["results"]
     assert [item["status"] for item in items] == [200, 500, 200]
@@ -192,11 +192,11 @@ async def test_one_request_cannot_fill_the_queue_by_itself() -> None:
         for priority, share in (("interactive", 2), ("batch", 3)):
             before = len(broker.submitted)
             asked = asyncio.create_task(send(client, [photo(20)] * 7, priority=priority))
-            await until(lambda before=before, share=share: len(broker.submitted) == before + share)  # type: ignore[misc]
+            await until(lambda before=before, share=share: len(broker.submitted) == before + share)
             await asyncio.sleep(0.05)
             assert len(broker.submitted) == before + share
             for number in range(7):
-                await until(lambda at=before + number: len(broker.submitted) > at)  # type: ignore[misc]
+                await until(lambda at=before + number: len(broker.submitted) > at)
                 broker.say(answer_to(broker.submitted[before + number]))
             assert [item["status"] for item in (await asked).json()["results"]] == [200] * 7
 

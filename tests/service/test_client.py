@@ -150,11 +150,11 @@ class TestAgainstTheService:
             with pytest.raises(FileNotFoundError):
                 client.caption(tmp_path / "none.jpg")
             with pytest.raises(TypeError, match="not int"):
-                client.caption(3)  # type: ignore[arg-type]
+                client.caption(3)
             with pytest.raises(TypeError, match="binary"):
-                client.caption(io.StringIO("x"))  # type: ignore[arg-type]
+                client.caption(io.StringIO("x"))
             with pytest.raises(TypeError, match="no such option: sped"):
-                client.caption(JPEG, sped="fast")  # type: ignore[call-arg]
+                client.caption(JPEG, sped="fast")
         assert image_bytes(pictures.photo()).startswith(b"\xff\xd8")
         assert image_bytes(pictures.photo().convert("RGBA")).startswith(b"\x89PNG")
 
@@ -423,7 +423,7 @@ class TestMany:
             assert [item.image for item in first[:2]] == [b"0", b"1"]
             assert gate.most == 3
             assert len(read) <= 50 + AHEAD * 3
-            items.close()  # type: ignore[attr-defined]
+            items.close()
             assert gate.now == 0
             assert gate.all <= len(read)
 
@@ -442,7 +442,7 @@ class TestMany:
             assert next(iter(items)).answer is not None
             assert refused.wait(5)
             begin = time.monotonic()
-            items.close()  # type: ignore[attr-defined]
+            items.close()
             assert time.monotonic() - begin < 5
 
     def test_each_photo_has_its_own_error(self, address: str, tmp_path: Path) -> None:
@@ -497,7 +497,7 @@ class TestMany:
                 items = client.caption_many([JPEG] * 9, concurrency=2)
                 async for _ in items:
                     break
-                await items.aclose()  # type: ignore[attr-defined]
+                await items.aclose()
             return asked, hung_up
 
         asked, hung_up = asyncio.run(there())

@@ -85,19 +85,19 @@ class Both:
         return asyncio.run(there())
 
     def captions(self, images: Any, **options: Any) -> list[Item]:
-        return self._ask("captions", images, **options)  # type: ignore[no-any-return]
+        return self._ask("captions", images, **options)
 
     def submit(self, image: Any = JPEG, **options: Any) -> Job:
-        return self._ask("submit", image, **options)  # type: ignore[no-any-return]
+        return self._ask("submit", image, **options)
 
     def job(self, id: str) -> Job:
-        return self._ask("job", id)  # type: ignore[no-any-return]
+        return self._ask("job", id)
 
     def wait(self, id: str, timeout: float | None = None) -> CaptionAnswer:
-        return self._ask("wait", id, timeout)  # type: ignore[no-any-return]
+        return self._ask("wait", id, timeout)
 
     def cancel(self, id: str) -> bool:
-        return self._ask("cancel", id)  # type: ignore[no-any-return]
+        return self._ask("cancel", id)
 
 
 pytestmark = pytest.mark.parametrize("asynchronous", [False, True])
@@ -233,7 +233,7 @@ class TestStreams:
             with Client(service) as client:
                 words = client.stream(JPEG)
                 assert isinstance(next(words), StreamedWord)
-                words.close()  # type: ignore[attr-defined]
+                words.close()
                 until_idle()
 
 
@@ -354,7 +354,7 @@ class TestBatches:
         client = Both(asynchronous, service)
         assert client.captions([]) == []
         assert [type(item.error) for item in client.captions([JPEG, JPEG], speed="warp")] == [OptionRefusedError] * 2
-        assert [item.error.code for item in client.captions([JPEG] * 33)] == ["too_many_images"] * 33  # type: ignore[union-attr]
+        assert [item.error.code for item in client.captions([JPEG] * 33)] == ["too_many_images"] * 33
         with pytest.raises(TypeError, match="sped"):
             client.captions([JPEG], sped=1)
 

@@ -27,7 +27,7 @@ KEYS = "robot:correct-horse, battery-staple"
 
 
 def with_keys(text: str, **more: object) -> Settings:
-    return Settings(api_keys=SecretStr(text), **more)  # type: ignore[arg-type]
+    return Settings(api_keys=SecretStr(text), **more)
 
 
 def test_keys_have_names() -> None:

@@ -199,7 +199,7 @@ class TestOverHttp:
     async def test_it_says_where_load_moved_the_speed(self, quick_stop: None, binary: bool) -> None:
         broker = FakeBroker()
         wanted = [{"name": name, "parameters": {"binary_data": binary}} for name in ("promised", "moved_by_load")]
-        two = photo([*photo()["data"]] * 2, shape=[2])  # type: ignore[misc]
+        two = photo([*photo()["data"]] * 2, shape=[2])
         body = {"inputs": [two], "parameters": {"speed": "full", "max_speed": "fast"}, "outputs": wanted}
         async with running(create_app(Settings(), broker=broker)) as client:
             await until_ready(client)
@@ -226,7 +226,7 @@ class TestOverHttp:
 
     async def test_a_caption_that_is_shorter_than_its_neighbour(self, quick_stop: None) -> None:
         broker = FakeBroker()
-        app = create_app(Settings(), broker=broker)  # type: ignore[arg-type]
+        app = create_app(Settings(), broker=broker)
         async with running(app) as client:
             await until_ready(client)
             asking = asyncio.create_task(
@@ -234,8 +234,8 @@ class TestOverHttp:
             )
             await until(lambda: len(broker.submitted) == 2)
             first, second = map(answer_to, broker.submitted)
-            steps = second.outcome.caption.steps  # type: ignore[union-attr]
-            object.__setattr__(second.outcome.caption, "steps", (steps[0], steps[-1]))  # type: ignore[union-attr]
+            steps = second.outcome.caption.steps
+            object.__setattr__(second.outcome.caption, "steps", (steps[0], steps[-1]))
             broker.say(second)  # the later one first
             broker.say(first)
             outputs = {each["name"]: each for each in (await asking).json()["outputs"]}
@@ -262,7 +262,7 @@ class TestOverHttp:
             ({"inputs": [photo(["?"])]}, 422, "bad_base64", ""),
             ({"inputs": [photo([""])]}, 422, "missing_image", ""),
             ({"inputs": [photo(["bm8="])]}, 415, "not_an_image", ""),
-            ({"inputs": [photo(shape=[2], data=[photo()["data"][0], "bm8="])]}, 415, "not_an_image", "image[1]"),  # type: ignore[index]
+            ({"inputs": [photo(shape=[2], data=[photo()["data"][0], "bm8="])]}, 415, "not_an_image", "image[1]"),
             ({"inputs": [{**photo(), "data": None}]}, 422, "invalid_request", "must be data"),
             ({"inputs": [photo(parameters={"shared_memory_region": "x"})], "outputs": [{"name": "x"}]}, 422,
              "unknown_option", "no output x"),
@@ -339,7 +339,7 @@ class TestOverHttp:
 
     async def test_when_nobody_captions(self, quick_stop: None) -> None:
         broker = FakeBroker()
-        async with running(create_app(Settings(), broker=broker)) as client:  # type: ignore[arg-type]
+        async with running(create_app(Settings(), broker=broker)) as client:
             await until_ready(client)
             broker.workers = ()
             for _ in range(1000):

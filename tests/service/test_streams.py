@@ -130,7 +130,7 @@ async def test_a_real_worker_tells_its_words_one_after_the_other(settings: Setti
         for count in (1, 2, 3):
             assert all(name == "word" for name, _ in asked.said)
             captioner.steps.release()
-            await until(lambda count=count: len(asked.said) >= count)  # type: ignore[misc]
+            await until(lambda count=count: len(asked.said) >= count)
             assert [data["index"] for _, data in asked.said] == list(range(count))
         captioner.waits = False
         captioner.steps.release()
@@ -269,7 +269,7 @@ async def test_a_failure_inside_is_told_too(
     await until(lambda: len(asked.said) == 1)
     reply = answer_to(job)
     assert isinstance(reply.outcome, Answer)
-    broker.say(replace(reply, outcome=replace(reply.outcome, timings=None)))  # type: ignore[arg-type]
+    broker.say(replace(reply, outcome=replace(reply.outcome, timings=None)))
     await asked.task
     assert asked.told()[-1] == "problem"
     assert asked.said[-1][1]["code"] == "internal"

@@ -195,7 +195,7 @@ class TestARequest:
 async def test_the_job_carries_the_fronts_span_or_without_one_the_callers(traced: bool, spans: Spans) -> None:
     broker = FakeBroker()
     tracing = spans.tracing if traced else None
-    async with running(create_app(Settings(), broker=broker, tracing=tracing)) as client:  # type: ignore[arg-type]
+    async with running(create_app(Settings(), broker=broker, tracing=tracing)) as client:
         await until_ready(client)
         headers = {"traceparent": TRACEPARENT}
         asking = asyncio.create_task(client.post(URL, content=pictures.jpeg(), headers=headers))

@@ -206,5 +206,5 @@ def test_an_extractor_of_another_kind_is_refused(tmp_path: Path, detector: Detec
     PROVIDERS["cuda"] in onnxruntime.get_available_providers(), reason="ONNX Runtime has a CUDA provider here"
 )
 def test_the_detector_does_not_fall_back_to_the_cpu(graph_file: Path) -> None:
-    with pytest.raises(ExtractorError, match=r"deecap\[gpu\]"):
+    with pytest.raises(ExtractorError, match=r"'\.\[gpu\]'"):
         Extractor(graph_file, "cuda")

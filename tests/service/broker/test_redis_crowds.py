@@ -75,7 +75,7 @@ class Crowd:
 
     async def broker(self) -> RedisBroker:
         depths = {"interactive": 1000, "batch": 1000}
-        broker = RedisBroker(self._server.url, self.queue, depths, WORKER_TIMEOUT, tries=1000)  # type: ignore[arg-type]
+        broker = RedisBroker(self._server.url, self.queue, depths, WORKER_TIMEOUT, tries=1000)
         await broker.open()
         self._stack.push_async_callback(broker.close)
         return broker

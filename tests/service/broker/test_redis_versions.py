@@ -25,7 +25,7 @@ OLD_FIELDS = {  # of the first version, which refuses all others
 async def put(raw: Redis, queue: str, wire: dict[str, Any], **fields: str | bytes) -> None:
     """An entry as a front of another version would write it."""
     entry = {"id": "x", "deadline": "1e12", "job": json.dumps(wire), "image": b"\xff", **fields}
-    await raw.xadd(f"{{deecap:{queue}}}:interactive", entry)  # type: ignore[arg-type]
+    await raw.xadd(f"{{deecap:{queue}}}:interactive", entry)
 
 
 def wire_of(asked: Job) -> dict[str, Any]:
@@ -96,7 +96,7 @@ async def test_a_reply_that_cannot_be_read_does_not_keep_the_others(
     await pair.submit("a", "b")
     front, *_ = {await raw.hget(key, "front") async for key in raw.scan_iter(f"{{deecap:{queue}}}:job:*")}
     for wrong in ({"reply": "nonsense"}, {"reply": '{"id": "b"}'}, {"words": '{"job_id": "b"}'}, {"later": "kind"}):
-        await raw.xadd(f"{{deecap:{queue}}}:replies:{front.decode()}", wrong)  # type: ignore[arg-type]
+        await raw.xadd(f"{{deecap:{queue}}}:replies:{front.decode()}", wrong)
     assert await pair.answer("w", await pair.take_one("w"))
     unreadable, answer = await pair.heard_all(2)
     assert unreadable == Reply("b", rules.UNREADABLE_REPLY)  # who waits for it need not wait until its deadline
@@ -158,7 +158,7 @@ async def test_an_entry_that_is_no_job_becomes_a_dead_letter(
 async def test_an_entry_with_other_fields_becomes_a_dead_letter(
     pair: Pair, raw: Redis, queue: str, fields: dict[str, str]
 ) -> None:
-    await raw.xadd(f"{{deecap:{queue}}}:interactive", fields)  # type: ignore[arg-type]
+    await raw.xadd(f"{{deecap:{queue}}}:interactive", fields)
     await pair.submit("good")
     assert ids(await pair.take("w")) == ["good"]
     assert (await pair.front.state()).dead == 1

@@ -166,7 +166,7 @@ def test_bounds_and_odd_times() -> None:
 
 
 def job(speed: str | float | None = None, tau: float | None = None, **bounds: float) -> Job:
-    return Job("id", b"", speed, tau, 1, "interactive", 0.0, **bounds)  # type: ignore[arg-type]
+    return Job("id", b"", speed, tau, 1, "interactive", 0.0, **bounds)
 
 
 def delivered(wait: float, priority: Priority = "interactive", attempt: int = 1) -> Delivery:
@@ -303,7 +303,7 @@ async def test_a_worker_moves_the_jobs_that_allow_it_while_others_wait(stage: St
 async def test_jobs_share_a_caption_where_the_speed_used_is_the_same(stage: Stage, fake: StepFake) -> None:
     worker = await stage.add_worker(fake)
     fake.frozen = True
-    worker._load.took = lambda now, deliveries: None  # type: ignore[method-assign]
+    worker._load.took = lambda now, deliveries: None
     worker._load.level = 1.0
     moved = await stage.submit(1, speed=2, max_speed=3.0)
     await until(lambda: fake.busy)

@@ -385,7 +385,7 @@ async def test_an_answer_that_is_dropped_leaves_nothing_with_the_worker(
 
 async def test_a_fault_of_the_workers_own_ends_the_process(stage: Stage, fake: StepFake) -> None:
     worker = await stage.add_worker(fake)
-    worker._hold = None  # type: ignore[assignment, method-assign]
+    worker._hold = None
     await stage.submit(1)
     await until(lambda: bool(stage.hung))
     assert "the worker failed" in stage.hung[0]
