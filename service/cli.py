@@ -21,6 +21,7 @@ from service.commands.export import export
 from service.commands.extract import extract
 from service.commands.serve import serve
 from service.commands.train import train
+from service.commands.train_regions import train_regions
 from service.commands.worker import worker
 from service.requirements_check import installed_version
 
@@ -37,6 +38,7 @@ app.command()(worker)
 app.command()(doctor)
 app.command()(check_data)
 app.command()(train)
+app.command()(train_regions)
 app.command()(export)
 app.command()(calibrate)
 app.command()(evaluate)

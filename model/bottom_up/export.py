@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -12,6 +14,9 @@ from torch import Tensor, nn
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
 from model.bottom_up.trunk import STRIDE, Trunk
+
+if TYPE_CHECKING:
+    import onnx
 
 OPSET = 18
 
@@ -34,17 +39,24 @@ class GridExtractor(nn.Module):
 
 def export_extractor(trunk: Trunk, path: Path) -> None:
     """Writes `path`, one self-contained ONNX file. Needs the `train` extra."""
+    graph = traced(GridExtractor(trunk).eval(), ["features", "boxes"])
+    tidy(graph)
+    path.write_bytes(graph.SerializeToString(deterministic=True))
+
+
+def traced(extractor: nn.Module, outputs: Sequence[str]) -> onnx.ModelProto:
+    """A module from uint8 pixels `(B, 224, 224, 3)` to these outputs, as ONNX for any B, weights in half precision."""
     import onnx
 
     example = torch.zeros(2, PHOTO_SIZE, PHOTO_SIZE, 3, dtype=torch.uint8)
     with tempfile.TemporaryDirectory() as folder:
         whole = Path(folder) / "extractor.onnx"
         torch.onnx.export(
-            GridExtractor(trunk).eval(),
+            extractor,
             (example,),
             whole,
             input_names=["pixels"],
-            output_names=["features", "boxes"],
+            output_names=list(outputs),
             dynamic_shapes={"pixels": {0: torch.export.Dim("batch")}},
             opset_version=OPSET,
             dynamo=True,
@@ -52,16 +64,21 @@ def export_extractor(trunk: Trunk, path: Path) -> None:
             verbose=False,
         )
         graph = onnx.load(whole)
+    graph.ClearField("metadata_props")
     halve_weights(graph)
-    # The exporter's notes name source files of the machine that ran it: of no use to a reader of the bundle.
+    return graph
+
+
+def tidy(graph: onnx.ModelProto) -> None:
+    """Takes out the exporter's notes, which name source files of the machine that ran it; checks the graph."""
+    import onnx
+
     for node in graph.graph.node:
         node.ClearField("metadata_props")
         node.ClearField("doc_string")
     graph.graph.ClearField("value_info")
-    graph.ClearField("metadata_props")
     graph.graph.ClearField("metadata_props")
     onnx.checker.check_model(graph)
-    path.write_bytes(graph.SerializeToString(deterministic=True))
 
 
 def halve_weights(graph: object) -> None:

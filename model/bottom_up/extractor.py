@@ -1,13 +1,14 @@
 """The bottom-up extractors as served: an ONNX Runtime session from pixels to regions.
 
-Two kinds of file, told apart by what they say of themselves: the embedded one, which reads photos squashed to a square,
-many at once; and the Visual Genome detector, which reads photos in their own proportions, one by one, and also names
-what it sees.
+Three kinds of file, told apart by what they say of themselves: the embedded ones, of cells or of regions, which read
+photos squashed to a square, many at once; and the Visual Genome detector, which reads photos in their own proportions,
+one by one. Both detectors also name what they see.
 """
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -16,8 +17,9 @@ import onnxruntime
 from PIL import Image
 
 from model.bottom_up.detections import Detections
+from model.bottom_up.extractor_kinds import CLASSES_KEY, EMBEDDED, KIND_KEY, REGIONS, SIDE_KEY, VISUAL_GENOME
 from model.bottom_up.preprocess import to_pixels
-from model.bottom_up.visual_genome.config import KIND, KIND_KEY, SIDE_KEY
+from model.bottom_up.region_limits import MOST
 from model.bottom_up.visual_genome.preprocess import to_photo
 from model.caption import Regions
 from model.saturation import saturates
@@ -29,10 +31,10 @@ class ExtractorError(RuntimeError):
     """The extractor cannot run as asked: a broken file, or a provider that is not there."""
 
 
-EMBEDDED = "embedded"
 OUTPUTS = {
     EMBEDDED: [["features", "boxes"]],
-    KIND: [
+    REGIONS: [["features", "boxes", "counts"]],
+    VISUAL_GENOME: [
         ["features", "boxes", "class_probabilities"],
         ["features", "boxes", "class_probabilities", "attribute_probabilities"],
     ],
@@ -48,8 +50,9 @@ def revision_of_extractor(path: Path) -> str:
 class Extractor:
     """Pixels to regions.
 
-    The embedded graph takes uint8 `(B, 224, 224, 3)` and gives `features (B, R, F)`, `boxes (B, R, 4)`; the detector's
-    takes uint8 `(1, H, W, 3)` and gives `(R, F)`, `(R, 4)` and probabilities of classes and attributes.
+    The embedded graph takes uint8 `(B, 224, 224, 3)` and gives `features (B, R, F)`, `boxes (B, R, 4)`, and with a
+    region head `counts (B,)`; the detector's takes uint8 `(1, H, W, 3)` and gives `(R, F)`, `(R, 4)` and probabilities
+    of classes and attributes.
     """
 
     def __init__(self, path: Path, device: str = "cpu", threads: int = 0) -> None:
@@ -81,7 +84,7 @@ class Extractor:
                 f"asked for {provider}, but ONNX Runtime started {active[0]}: its CUDA libraries are missing"
             )
         known = self._session.get_modelmeta().custom_metadata_map
-        self.kind: str = known.get(KIND_KEY, EMBEDDED)  # EMBEDDED or "visual-genome"
+        self.kind: str = known.get(KIND_KEY, EMBEDDED)  # of `extractor_kinds`
         inputs = [item.name for item in self._session.get_inputs()]
         outputs = [item.name for item in self._session.get_outputs()]
         if self.kind not in OUTPUTS:
@@ -89,6 +92,7 @@ class Extractor:
         if inputs != ["pixels"] or outputs not in OUTPUTS[self.kind]:
             raise ExtractorError(f"{path} maps {inputs} to {outputs}; an extractor maps pixels to features and boxes")
         self._shorter_side = int(known.get(SIDE_KEY, 0))
+        self.classes: tuple[str, ...] = tuple(json.loads(known.get(CLASSES_KEY, "[]")))  # where the file names them
         self._arenas = "cpu:0" if device == "cpu" else "cpu:0;gpu:0"
 
     @property
@@ -96,26 +100,40 @@ class Extractor:
         """F, as the graph declares it."""
         return int(self._session.get_outputs()[0].shape[-1])
 
+    @property
+    def most_regions(self) -> int:
+        """R, as an embedded graph declares it: what no photo has more of."""
+        return int(self._session.get_outputs()[0].shape[-2])
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(H, W, 3)`; from whichever thread.
 
-        All of one size for the embedded kind, which can so be stacked; of their own sizes for the detector. Raises
+        All of one size for the embedded kinds, which can so be stacked; of their own sizes for the detector. Raises
         `OSError` for pixel data that cannot be decoded.
         """
-        return to_pixels(image) if self.kind == EMBEDDED else to_photo(image, self._shorter_side)
+        return to_photo(image, self._shorter_side) if self.kind == VISUAL_GENOME else to_pixels(image)
 
     def look(self, images: Sequence[Image.Image]) -> list[Regions]:
         """The regions of each image. Raises `OSError` for pixel data that cannot be decoded."""
-        if self.kind == EMBEDDED:
-            return self.look_at_pixels(np.stack([self.prepare(image) for image in images]))
-        return [self._detect(self.prepare(image)) for image in images]
+        if self.kind == VISUAL_GENOME:
+            return [self._detect(self.prepare(image)) for image in images]
+        return self.look_at_pixels(np.stack([self.prepare(image) for image in images]))
 
     def look_at_pixels(self, pixels: np.ndarray) -> list[Regions]:
         """uint8 `(B, 224, 224, 3)`, for the detector `(B, H, W, 3)` -> the regions of each image."""
-        if self.kind != EMBEDDED:
+        if self.kind == VISUAL_GENOME:
             return [self._detect(one) for one in pixels]
-        features, boxes = self._session.run(None, {"pixels": pixels})
+        features, boxes, *counts = self._session.run(None, {"pixels": pixels})
+        if counts:
+            return [self._chosen(*photo) for photo in zip(features, boxes, counts[0], strict=True)]
         return [Regions(boxes=one_boxes, features=one) for one, one_boxes in zip(features, boxes, strict=True)]
+
+    def _chosen(self, features: np.ndarray, boxes: np.ndarray, count: int) -> Detections:
+        """One photo's rows `(36 + cells, F)` -> its regions, so many of the first 36, and its large cells."""
+        rows = np.r_[:count, MOST : len(features)]
+        named = features[rows, -len(self.classes) - 1 :]  # chances of the classes, and of any at all
+        probabilities = np.concatenate((1 - named[:, -1:], named[:, :-1]), axis=1)
+        return Detections(boxes[rows], features[rows], probabilities)
 
     def _detect(self, photo: np.ndarray) -> Detections:
         """uint8 `(H, W, 3)` -> its regions, the most confident first."""

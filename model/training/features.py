@@ -27,16 +27,39 @@ def view_pixels(photo: np.ndarray, view: int, seed: int) -> np.ndarray:
     Crops are also made up to a fifth brighter or darker. All is drawn from `seed` alone: a re-run gives the same views.
     """
     if view in (CROPPED, CROPPED_FLIPPED):
-        random = np.random.default_rng([seed, view])
-        height, width = (random.uniform(SMALLEST_CROP, 1.0, size=2) * PHOTO_SIZE).astype(int)
-        top, left = random.integers(0, PHOTO_SIZE - height + 1), random.integers(0, PHOTO_SIZE - width + 1)
+        (top, left, height, width), brightness = _crop(view, seed)
         crop = torch.from_numpy(photo[top : top + height, left : left + width].copy()).permute(2, 0, 1)[None].float()
-        crop = crop * random.uniform(0.8, 1.2)  # brightness
+        crop = crop * brightness
         resized = torch.nn.functional.interpolate(crop, size=(PHOTO_SIZE, PHOTO_SIZE), mode="bicubic", antialias=True)
         photo = resized[0].permute(1, 2, 0).round().clamp(0, 255).to(torch.uint8).numpy()
     if view in (FLIPPED, CROPPED_FLIPPED):
         photo = photo[:, ::-1]
     return np.ascontiguousarray(photo)
+
+
+def _crop(view: int, seed: int) -> tuple[tuple[int, int, int, int], float]:
+    """Top, left, height and width in pixels, and the brightness."""
+    random = np.random.default_rng([seed, view])
+    height, width = (random.uniform(SMALLEST_CROP, 1.0, size=2) * PHOTO_SIZE).astype(int)
+    top, left = random.integers(0, PHOTO_SIZE - height + 1), random.integers(0, PHOTO_SIZE - width + 1)
+    return (int(top), int(left), int(height), int(width)), random.uniform(0.8, 1.2)
+
+
+def view_boxes(boxes: np.ndarray, view: int, seed: int) -> np.ndarray:
+    """Boxes `(G, 4)` of a photo, relative to it -> relative to its `view_pixels`, of which they may stick out."""
+    if view in (CROPPED, CROPPED_FLIPPED):
+        (top, left, height, width), _ = _crop(view, seed)
+        start = np.array([left, top, left, top]) / PHOTO_SIZE
+        size = np.array([width, height, width, height]) / PHOTO_SIZE
+        boxes = (boxes - start) / size
+    if view in (FLIPPED, CROPPED_FLIPPED):
+        boxes = np.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), 1)
+    return boxes.astype(np.float32)
+
+
+def cache_name(source: str) -> str:
+    """The file of kept features of a data set, by its caption file or folder."""
+    return f"{source.replace('/', '-').removesuffix('.json')}.npy"
 
 
 def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int, cache: Path) -> np.ndarray:

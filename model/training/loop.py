@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 import tempfile
 import time
 import zlib
@@ -16,10 +17,11 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model.bottom_up.export import export_extractor
-from model.bottom_up.extractor import Extractor
+from model.bottom_up.embedded import write_extractor
 from model.bottom_up.grid import cells
 from model.bottom_up.quantise import quantise_extractor
+from model.bottom_up.region_head import load_region_head
+from model.bottom_up.region_selection import region_width
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
@@ -28,7 +30,7 @@ from model.deecap import DeeCap
 from model.exits import ExitPolicy
 from model.training.average import WeightAverage
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
-from model.training.features import FULL, bottom_features
+from model.training.features import FULL, bottom_features, cache_name
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.photos import iterate_photos, photo_names
@@ -70,6 +72,7 @@ class Trainer:
             (caption for row in self.train_rows for caption in self.photos[row].captions), settings.least_count
         )
         self.trunk: Trunk | None = None
+        self.region_head: dict[str, Any] | None = None  # what `deecap train-regions` saved
         self.sources: list[PhotoSource] = []
         self.files: RegionFiles | None = None
         feature_width = HEAD_WIDTH
@@ -82,12 +85,25 @@ class Trainer:
         else:
             self.trunk = imagenet_trunk().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
             self.rows = self._photo_rows(photos, extra, data, features)
+        if settings.data.region_head:
+            feature_width = self._read_region_head(work.parent / settings.data.region_head / "head.pt")
         config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=feature_width, **settings.model)
         self.model = DeeCap(config).to(self.device)
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
         self.own_captions: dict[str, list[list[int]]] = {}
+
+    def _read_region_head(self, path: Path) -> int:
+        """The regions' F. Raises `FileNotFoundError`, or `ValueError` where a stage would tune the trunk under it."""
+        if self.trunk is None or any(stage.tune_trunk_from >= 0 for stage in self.settings.stages):
+            raise ValueError("a region head needs photos, and its trunk as it is: tune_trunk_from cannot be with it")
+        if not path.exists():
+            raise FileNotFoundError(f"{path} is not there: `deecap train-regions` first")
+        self.region_head = torch.load(path, map_location="cpu", weights_only=True)
+        head = load_region_head(self.region_head)
+        self.trunk.load_state_dict(self.region_head["trunk"])
+        return region_width(head.width, head.class_count)
 
     def _photo_rows(self, photos: Sequence[Photo], extra: Sequence[Photo], data: Path, features: Path) -> PhotoRows:
         """The kept lower-trunk features of all photos, computed where they are not there yet."""
@@ -102,7 +118,7 @@ class Trainer:
         for group, folder, source, kept_views in groups:
             if group:
                 self.sources.append(PhotoSource(data / folder, tuple(photo.name for photo in group)))
-                cache = features / f"{source.replace('/', '-').removesuffix('.json')}.npy"
+                cache = features / cache_name(source)
                 names = [photo.name for photo in group]
                 parts.append(bottom_features(self.trunk, data / folder, names, kept_views, cache))
         return PhotoRows(tuple(photo.name for photo in self.photos), tuple(parts))
@@ -126,10 +142,9 @@ class Trainer:
         try:
             saved = state["model"]
             if other_run:  # it may lack this one's exits, or have others, of another width
-                own = self.model.state_dict()
-                saved = {name: value for name, value in saved.items() if name in own and value.shape == own[name].shape}
+                saved = fitting(saved, self.model.state_dict())
             self.model.load_state_dict(saved, strict=not other_run)
-            if self.trunk is not None:
+            if self.trunk is not None and self.region_head is None:
                 self.trunk.load_state_dict(state["trunk"])
         except RuntimeError as error:
             raise ValueError(f"the saved model is not of this configuration: {error}") from error
@@ -142,10 +157,14 @@ class Trainer:
             features, boxes, mask = (part.to(self.device) for part in self.files(rows))
             return features, boxes, mask
         if self.kept is not None:
-            features = self.kept(rows, views).to(self.device)
-        else:
-            assert self.trunk is not None
-            features = cells(self.trunk.top(self.rows.bottom(rows, views).to(self.device)))
+            features, boxes, kept_mask = self.kept(rows, views)
+            return (
+                features.to(self.device),
+                boxes.to(self.device),
+                None if kept_mask is None else kept_mask.to(self.device),
+            )
+        assert self.trunk is not None
+        features = cells(self.trunk.top(self.rows.bottom(rows, views).to(self.device)))
         return features, boxes_for(len(rows)).to(self.device), None
 
     # One stage ----------------------------------------------------------------------------------------------------
@@ -156,8 +175,10 @@ class Trainer:
             self.kept = None
         elif self.kept is None or stage.quantised_extractor != self.kept_quantised:
             # Else they are the last stage's, which left the trunk alone as well.
-            if stage.quantised_extractor:
-                self.kept = KeptRegions.through_extractor(self.rows, self.sources, self._quantised(self.trunk))
+            if stage.quantised_extractor or self.region_head:
+                path = self._extractor(stage.quantised_extractor)
+                threads = torch.get_num_threads()
+                self.kept = KeptRegions.through_extractor(self.rows, self.sources, path, self.features, threads)
             else:
                 self.kept = KeptRegions.through_trunk(self.rows, self.trunk, self.features)
             self.kept_quantised = stage.quantised_extractor
@@ -195,24 +216,30 @@ class Trainer:
             )
         (self.work / f"{stage.name}.best.pt").replace(self.work / f"{stage.name}.pt")
 
-    def _quantised(self, trunk: Trunk) -> Extractor:
-        """The trunk as an int8 extractor, in the work folder, from where the bundle takes it."""
-        path = self.work / EXTRACTOR
+    def _extractor(self, quantised: bool) -> Path:
+        """The extractor as a file in the work folder, from where the bundle takes the one in int8."""
+        assert self.trunk is not None
+        path = self.work / (EXTRACTOR if quantised else f"float-{EXTRACTOR}")
         if not path.exists():
-            names = {self.photos[row].name for row in self.train_rows[:RANGE_PHOTOS]}
-            wanted = [(source.folder, names & set(source.names)) for source in self.sources]
-            pixels = [found for place, some in wanted if some for _, found in iterate_photos(place, some)]
             with tempfile.TemporaryDirectory() as folder:
-                export_extractor(trunk, Path(folder) / EXTRACTOR)
-                quantise_extractor(Path(folder) / EXTRACTOR, path, np.stack(pixels))
-        return Extractor(path, "cpu", torch.get_num_threads())
+                whole = Path(folder) / EXTRACTOR
+                write_extractor(self.trunk, self.region_head, self.settings.data.large_cells, whole)
+                if quantised:
+                    names = {self.photos[row].name for row in self.train_rows[:RANGE_PHOTOS]}
+                    wanted = [(source.folder, names & set(source.names)) for source in self.sources]
+                    pixels = [found for place, some in wanted if some for _, found in iterate_photos(place, some)]
+                    quantise_extractor(whole, path, np.stack(pixels))
+                else:
+                    shutil.copyfile(whole, path)
+        return path
 
     def _modules(self) -> dict[str, nn.Module]:
         return {"model": self.model} if self.trunk is None else {"model": self.model, "trunk": self.trunk}
 
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
         states = {name: module.state_dict() for name, module in self._modules().items()}
-        return {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
+        state = {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
+        return state if self.region_head is None else {**state, "region_head": self.region_head}
 
     def _run_epoch(
         self,
@@ -364,6 +391,24 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
         if "epoch" in line:
             print(json.dumps(line), flush=True)
+
+
+def fitting(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+    """What of another network's state this one can start from.
+
+    Where it reads more numbers of a region, those come after the ones that it knows: their weights start at zero.
+    """
+    found = {}
+    for name, value in saved.items():
+        if name in own and value.shape == own[name].shape:
+            found[name] = value
+        elif (
+            name in ("feature_in.weight", "feature_norm.weight", "feature_norm.bias") and value.shape < own[name].shape
+        ):
+            grown = torch.zeros_like(own[name]) if name == "feature_in.weight" else own[name].clone()
+            grown[..., : value.shape[-1]] = value
+            found[name] = grown
+    return found
 
 
 def _save(path: Path, state: dict[str, Any]) -> None:

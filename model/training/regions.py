@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,10 +44,18 @@ class PhotoRows:
         """How many views of the photo are kept."""
         return len(self._one(row))
 
+    def seed(self, row: int) -> int:
+        """What the photo's crops were drawn from: its number within its data set."""
+        return self._find(row)[1]
+
     def _one(self, row: int) -> np.ndarray:
+        part, within = self._find(row)
+        return part[within]
+
+    def _find(self, row: int) -> tuple[np.ndarray, int]:
         for part in self.parts:
             if row < len(part):
-                return part[row]
+                return part, row
             row -= len(part)
         raise IndexError("no such photo")
 
@@ -66,61 +74,89 @@ def mirrored(view: int) -> bool:
 
 
 class KeptRegions:
-    """float16 region features of every photo, whole and mirrored, for stages that leave the trunk alone."""
+    """Regions of every photo, whole and mirrored, kept in a file, for stages that leave the trunk alone."""
 
-    def __init__(self, features: np.ndarray) -> None:
-        """`(photos, 2, 81, 1280)`."""
-        self.features = features
+    def __init__(self, features: np.ndarray, boxes: np.ndarray, counts: np.ndarray) -> None:
+        """float16 `(photos, 2, R, F)`, float32 `(photos, 2, R, 4)`, and how many of the R there are, `(photos, 2)`."""
+        self.features, self.boxes, self.counts = features, boxes, counts
 
     @classmethod
     def through_trunk(cls, photos: PhotoRows, trunk: Trunk, folder: Path, batch: int = 32) -> KeptRegions:
-        """From the kept lower-trunk features, once for each trunk: the file in `folder` serves all its runs."""
-        path = folder / f"regions-{_fingerprint(photos, trunk)}.npy"
-        if path.exists():
-            return cls(np.load(path, mmap_mode="r"))
-        part = path.with_suffix(".part")  # renamed when it is whole: an interrupted run leaves no half file behind
-        kept = cls(np.lib.format.open_memmap(part, mode="w+", dtype=np.float16, shape=_shape(photos)))
-        for view in (FULL, FLIPPED):
-            having = [row for row in range(len(photos.names)) if photos.views(row) > view]
-            for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
-                rows = having[start : start + batch]
-                bottom = photos.bottom(rows, [view] * len(rows))
-                with torch.inference_mode():
-                    regions = cells(trunk.top(bottom.to(next(trunk.parameters()).device)))
-                kept.features[rows, view] = regions.cpu().numpy()
-        part.rename(path)
-        return kept
+        """Grid cells from the kept lower-trunk features, once for each trunk: the file in `folder` serves all runs."""
+
+        def look(kept: KeptRegions) -> None:
+            for view in (FULL, FLIPPED):
+                having = [row for row in range(len(photos.names)) if photos.views(row) > view]
+                for start in tqdm(range(0, len(having), batch), desc="regions, " + ("whole", "mirrored")[view]):
+                    rows = having[start : start + batch]
+                    bottom = photos.bottom(rows, [view] * len(rows))
+                    with torch.inference_mode():
+                        regions = cells(trunk.top(bottom.to(next(trunk.parameters()).device)))
+                    kept.features[rows, view] = regions.cpu().numpy()
+            kept.boxes[:] = grid_boxes(GRID // 2)
+            kept.counts[:] = (GRID // 2) ** 2
+
+        weights = [value.detach().cpu().numpy().tobytes() for value in trunk.state_dict().values()]
+        return cls._made_once(photos, folder, b"".join(weights), ((GRID // 2) ** 2, HEAD_WIDTH), look)
 
     @classmethod
-    def through_extractor(cls, photos: PhotoRows, sources: Sequence[PhotoSource], extractor: Extractor) -> KeptRegions:
-        """As served: from the pixels. Raises `FileNotFoundError` for photos that are not there."""
-        kept = cls(np.zeros(_shape(photos), dtype=np.float16))
-        row_of = {name: row for row, name in enumerate(photos.names)}
-        for source in sources:
-            found = iterate_photos(source.folder, set(source.names))
-            for name, pixels in tqdm(found, total=len(source.names), desc=f"regions, {source.folder.name}"):
-                row = row_of[name]
-                views = [view_pixels(pixels, view, row) for view in (FULL, FLIPPED) if view < photos.views(row)]
-                for view, regions in enumerate(extractor.look_at_pixels(np.stack(views))):
-                    kept.features[row, view] = regions.features
-        return kept
+    def through_extractor(
+        cls, photos: PhotoRows, sources: Sequence[PhotoSource], path: Path, folder: Path, threads: int
+    ) -> KeptRegions:
+        """As served: from the pixels, by the extractor in the file `path`, once for each such file.
 
-    def __call__(self, rows: Sequence[int], views: Sequence[int]) -> Tensor:
-        """float32 `(len(rows), 81, 1280)`."""
-        return torch.from_numpy(self.features[list(rows), list(views)]).float()
+        Raises `FileNotFoundError` for photos that are not there.
+        """
+        extractor = Extractor(path, "cpu", threads)
 
+        def look(kept: KeptRegions) -> None:
+            row_of = {name: row for row, name in enumerate(photos.names)}
+            for source in sources:
+                found = iterate_photos(source.folder, set(source.names))
+                for name, pixels in tqdm(found, total=len(source.names), desc=f"regions, {source.folder.name}"):
+                    row = row_of[name]
+                    views = [view_pixels(pixels, view, row) for view in (FULL, FLIPPED) if view < photos.views(row)]
+                    for view, regions in enumerate(extractor.look_at_pixels(np.stack(views))):
+                        count = len(regions.features)
+                        kept.features[row, view, :count] = regions.features
+                        kept.boxes[row, view, :count] = regions.boxes
+                        kept.counts[row, view] = count
 
-def _shape(photos: PhotoRows) -> tuple[int, ...]:
-    return len(photos.names), 2, (GRID // 2) ** 2, HEAD_WIDTH
+        return cls._made_once(
+            photos, folder, path.read_bytes(), (extractor.most_regions, extractor.feature_width), look
+        )
 
+    @classmethod
+    def _made_once(
+        cls, photos: PhotoRows, folder: Path, seen_by: bytes, size: tuple[int, int], look: Callable[[KeptRegions], None]
+    ) -> KeptRegions:
+        """`seen_by`: what the regions come from, beside the photos; `size`: R and F."""
+        digest = hashlib.sha256(json.dumps(photos.names).encode() + seen_by).hexdigest()[:12]
+        path = folder / f"regions-{digest}.npy"
+        where = path.with_suffix(".npz")
+        if not where.exists():  # written last: without it the other is not whole
+            most, width = size
+            features = np.lib.format.open_memmap(
+                path, "w+", dtype=np.float16, shape=(len(photos.names), 2, most, width)
+            )
+            boxes = np.zeros((len(photos.names), 2, most, 4), dtype=np.float32)
+            made = cls(features, boxes, np.zeros((len(photos.names), 2), dtype=np.int64))
+            look(made)
+            features.flush()
+            part = path.with_suffix(".part.npz")
+            np.savez(part, boxes=made.boxes, counts=made.counts)
+            part.rename(where)
+        with np.load(where) as saved:
+            return cls(np.load(path, mmap_mode="r"), saved["boxes"], saved["counts"])
 
-def _fingerprint(photos: PhotoRows, trunk: Trunk) -> str:
-    """Of what the regions come from: the photos' names and the trunk's weights."""
-    digest = hashlib.sha256(json.dumps(photos.names).encode())
-    for name, value in trunk.state_dict().items():
-        digest.update(name.encode())
-        digest.update(value.detach().cpu().numpy().tobytes())
-    return digest.hexdigest()[:12]
+    def __call__(self, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
+        """float32 features `(B, R, F)`, boxes `(B, R, 4)` and mask `(B, R)`, none where all have as many."""
+        at = list(rows), list(views)
+        counts = self.counts[at]
+        most = int(counts.max())
+        features = torch.from_numpy(self.features[at][:, :most]).float()
+        mask = torch.arange(most) < torch.from_numpy(counts)[:, None]
+        return features, torch.from_numpy(self.boxes[at][:, :most]), None if bool(mask.all()) else mask
 
 
 class RegionFiles:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 
-from model.bottom_up.export import export_extractor
-from model.bottom_up.trunk import HEAD_WIDTH, Trunk
+from model.bottom_up.embedded import write_extractor
+from model.bottom_up.trunk import Trunk
 from model.bundle import EXTRACTOR, SPEEDS, save_model, write_json
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
@@ -32,7 +32,8 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     if "trunk" not in state:
         raise ValueError(f"{settings.name} was trained on region features: it has no extractor to put into a bundle")
     vocabulary = Vocabulary(state["vocabulary"])
-    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=HEAD_WIDTH, **settings.model))
+    feature_width = len(state["model"]["feature_norm.weight"])
+    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=feature_width, **settings.model))
     model.load_state_dict(state["model"])
     trunk = Trunk()
     trunk.load_state_dict(state["trunk"])
@@ -43,7 +44,7 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     if settings.stages[-1].quantised_extractor:
         shutil.copyfile(work / EXTRACTOR, folder / EXTRACTOR)
     else:
-        export_extractor(trunk, folder / EXTRACTOR)
+        write_extractor(trunk, state.get("region_head"), settings.data.large_cells, folder / EXTRACTOR)
     only_row = SpeedRow(tau=0.0, speedup=1.0, executed_speedup=1.0, cider=0.0, describe_ms=0.0)
     table = SpeedTable((only_row,), dict.fromkeys(TIERS, 0.0), {"note": UNMEASURED})
     write_json(folder / SPEEDS, table.to_json())

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from model.bottom_up.region_limits import BACKGROUND_SIDE
 from model.config import DeeCapConfig
 from model.exits import ExitPolicy
 
@@ -25,6 +26,10 @@ class DataSettings:
     extra_captions: str = ""  # more captioned photos for the train split, in the same form
     extra_photos: str = ""
     unlabelled_photos: str = ""  # photos without captions, for the stages that learn from the model's own
+    region_head: str = ""  # run of `deecap train-regions` in the same work folder: its regions instead of grid cells
+    large_cells: int = (
+        BACKGROUND_SIDE  # with a region head: so many cells a side follow the regions; 9: all of the grid
+    )
     region_features: str = ""  # in place of photos: folder of `.npz`, M2's `.hdf5`, or bottom-up attention's `.tsv`
 
 

@@ -20,17 +20,18 @@ import model.training.loop as loop
 from model.bottom_up.grid import cells
 from model.bottom_up.trunk import Trunk
 from model.bundle import EXTRACTOR
+from model.caption import Regions
 from model.captioner import Captioner
 from model.config import DeeCapConfig
 from model.decoding.search import emission_logits
 from model.deecap import DeeCap, ExitHead
 from model.training.average import WeightAverage
 from model.training.data import epoch_batches, pad_captions, pick_captions, read_captions
-from model.training.loop import Trainer
+from model.training.loop import Trainer, fitting
 from model.training.losses import exit_head_loss
 from model.training.objectives import Batch, exits_loss, words_that_left
 from model.training.optimiser import freeze_layers, freezing_chances, is_exit_part, make_optimiser, rate_at, set_rate
-from model.training.regions import KeptRegions, PhotoRows, RegionFiles
+from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles
 from model.training.release import write_bundle
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
@@ -639,17 +640,64 @@ def test_regions_of_one_trunk_are_computed_once_for_all_runs(tmp_path: Path, mon
     torch.manual_seed(0)
     bottom = np.random.default_rng(0).normal(size=(2, 2, 120, 18, 18)).astype(np.float16)
     photos, trunk = PhotoRows(("one.jpg", "two.jpg"), (bottom,)), Trunk().eval()
-    first = KeptRegions.through_trunk(photos, trunk, tmp_path, batch=1)([0, 1, 1], [0, 0, 1])
+    first = KeptRegions.through_trunk(photos, trunk, tmp_path, batch=1)([0, 1, 1], [0, 0, 1])[0]
     with torch.no_grad():
         assert torch.allclose(first[2:], cells(trunk.top(photos.bottom([1], [1]))), rtol=1e-2, atol=1e-3)
     with monkeypatch.context() as patch:
         patch.setattr(Trunk, "top", None)  # not called
-        again = KeptRegions.through_trunk(photos, trunk, tmp_path)([0, 1, 1], [0, 0, 1])
+        again = KeptRegions.through_trunk(photos, trunk, tmp_path)([0, 1, 1], [0, 0, 1])[0]
     assert torch.equal(first, again)
     with torch.no_grad():
         next(iter(trunk.head.parameters())).mul_(2.0)
-    assert not torch.equal(KeptRegions.through_trunk(photos, trunk, tmp_path)([0], [0]), first[:1])
-    assert len(list(tmp_path.iterdir())) == 2
+    assert not torch.equal(KeptRegions.through_trunk(photos, trunk, tmp_path)([0], [0])[0], first[:1])
+    assert len(list(tmp_path.glob("*.npy"))) == 2
+
+
+def test_regions_seen_by_an_extractor_are_padded_masked_and_kept(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class TwoThenThree:
+        """An extractor that finds two regions in a photo and three in its mirror image."""
+
+        most_regions, feature_width = 3, 4
+
+        def __init__(self, *_: object) -> None: ...
+
+        def look_at_pixels(self, pixels: np.ndarray) -> list[Regions]:
+            counts = [2, 3][: len(pixels)]
+            return [Regions(np.full((n, 4), n / 10, np.float32), np.full((n, 4), n, np.float32)) for n in counts]
+
+    for name in ("one.png", "two.png"):
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    photos = PhotoRows(("one.png", "two.png"), (np.zeros((2, 2, 1), np.float16),))
+    sources = [PhotoSource(tmp_path, photos.names)]
+    extractor = tmp_path / "extractor.onnx"
+    extractor.write_bytes(b"made up")
+
+    def keep() -> KeptRegions:
+        return KeptRegions.through_extractor(photos, sources, extractor, tmp_path, 1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("model.training.regions.Extractor", TwoThenThree)
+        keep()
+        patch.setattr(TwoThenThree, "look_at_pixels", None)  # not called again
+        kept = keep()
+    features, boxes, mask = kept([0, 1], [0, 1])
+    assert features[:, :, 0].tolist() == [[2, 2, 0], [3, 3, 3]]
+    assert boxes.shape == (2, 3, 4)
+    assert mask is not None
+    assert mask.tolist() == [[True, True, False], [True, True, True]]
+    assert kept([0, 1], [0, 0])[2] is None  # as many in each: nothing to mask
+
+
+def test_what_reads_more_of_a_region_starts_from_what_read_less() -> None:
+    own = {"feature_in.weight": torch.ones(2, 5), "feature_norm.weight": torch.ones(5), "head_bias": torch.ones(3)}
+    saved = {"feature_in.weight": torch.full((2, 3), 7.0), "feature_norm.weight": torch.full((3,), 2.0)}
+    saved |= {"head_bias": torch.ones(4), "gone": torch.ones(1)}
+    found = fitting(saved, own)
+    assert set(found) == {"feature_in.weight", "feature_norm.weight"}
+    assert found["feature_in.weight"].tolist() == [[7, 7, 7, 0, 0]] * 2
+    assert found["feature_norm.weight"].tolist() == [2, 2, 2, 1, 1]
 
 
 # Region files ------------------------------------------------------------------------------------------------------

@@ -8,9 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-KIND = "visual-genome"  # of extractor
-# In the metadata of the extractor's file, by which the session knows what to give it.
-KIND_KEY, SIDE_KEY = "deecap.extractor", "deecap.shorter_side"
 PIXEL_MEAN = (102.9801, 115.9465, 122.7717)  # blue, green, red, of 0 to 255; nothing is divided by
 
 

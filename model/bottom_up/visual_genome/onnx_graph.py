@@ -14,10 +14,11 @@ import onnx
 from onnx import TensorProto
 from torch import nn
 
+from model.bottom_up.extractor_kinds import KIND_KEY, SIDE_KEY, VISUAL_GENOME
+from model.bottom_up.graph import Graph
 from model.bottom_up.visual_genome.boxes import LARGEST_GROWTH
-from model.bottom_up.visual_genome.config import KIND, KIND_KEY, PIXEL_MEAN, SIDE_KEY, DetectorConfig
+from model.bottom_up.visual_genome.config import PIXEL_MEAN, DetectorConfig
 from model.bottom_up.visual_genome.detector import AttributeHead, Bottleneck, Detector
-from model.bottom_up.visual_genome.graph import Graph
 from model.bottom_up.visual_genome.preprocess import SMALLEST_SIDE
 
 
@@ -52,8 +53,8 @@ def build_graph(detector: Detector, metadata: dict[str, str] | None = None) -> o
     if detector.attribute_head:
         attributes = _attributes(graph, detector.attribute_head, chosen(features), chosen(scores))
         graph.output("attribute_probabilities", attributes, ["regions", config.attributes])
-    known = {KIND_KEY: KIND, SIDE_KEY: str(config.shorter_side), **(metadata or {})}
-    return graph.model(KIND, known)
+    known = {KIND_KEY: VISUAL_GENOME, SIDE_KEY: str(config.shorter_side), **(metadata or {})}
+    return graph.model(VISUAL_GENOME, known)
 
 
 def _scale(graph: Graph, photo: str, config: DetectorConfig) -> Scaled:
