@@ -1,4 +1,4 @@
-"""Overlaps of boxes `(..., 4)`: x0, y0, x1, y1, the far ends not included."""
+"""Overlaps of boxes `(..., 4)`: x0, y0, x1, y1, the far ends not included; and what of them stays."""
 
 from __future__ import annotations
 
@@ -31,3 +31,17 @@ def generalised_iou(boxes: Tensor, others: Tensor) -> Tensor:
     )
     hull = area(around).clamp(min=1e-9)
     return shared / union - (hull - union) / hull
+
+
+def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int) -> Tensor:
+    """Greedy non-maximum suppression of `(N, 4)` with scores `(N,)`: rows that stay, best first, at most so many.
+
+    A box goes where it overlaps a better one that stays by more than the threshold.
+    """
+    left = scores.argsort(descending=True, stable=True)
+    kept: list[int] = []
+    while len(left) and len(kept) < most:
+        kept.append(int(left[0]))
+        others = left[1:]
+        left = others[pairwise_iou(boxes[left[:1]], boxes[others])[0] <= threshold]
+    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)

@@ -1,4 +1,4 @@
-"""From candidates to regions, in torch: the exported graph's reference, and what training reads its regions through.
+"""From candidates to regions, in torch: the exported graph's reference.
 
 A photo's regions are the best 10 to 36 candidates after non-maximum suppression, the surest first, and then a few large
 cells that cover the photo, so that background is not lost. A region's vector is the trunk's last grid under it, the
@@ -7,34 +7,23 @@ pyramid's finest level under it, the chances of all classes, and of holding anyt
 
 from __future__ import annotations
 
+import math
+from typing import NamedTuple
+
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from model.bottom_up.box_overlap import pairwise_iou
+from model.bottom_up.box_overlap import suppress
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.region_head import Candidates
-from model.bottom_up.region_limits import BACKGROUND_SIDE, CONFIDENCE, LEAST, MOST, NMS_IOU, SAMPLES
+from model.bottom_up.region_limits import CONFIDENCE, LEAST, MOST, NMS_IOU, SAMPLES
 from model.bottom_up.trunk import HEAD_WIDTH
 
 
 def region_width(pyramid: int, classes: int) -> int:
     """F, the numbers of a region."""
     return HEAD_WIDTH + pyramid + classes + 1
-
-
-def suppress(boxes: Tensor, scores: Tensor, iou: float, most: int) -> Tensor:
-    """Greedy non-maximum suppression of one photo: rows that stay, best first, at most so many."""
-    near = pairwise_iou(boxes, boxes) > iou
-    left = torch.ones(len(boxes), dtype=torch.bool, device=boxes.device)
-    kept: list[int] = []
-    for row in scores.argsort(descending=True, stable=True).tolist():
-        if left[row]:
-            kept.append(row)
-            left &= ~near[row]
-            if len(kept) == most:
-                break
-    return torch.tensor(kept, dtype=torch.int64, device=boxes.device)
 
 
 def choose(boxes: Tensor, scores: Tensor) -> Tensor:
@@ -70,20 +59,32 @@ def _weights(starts: Tensor, ends: Tensor, cells: int, samples: int) -> Tensor:
     return (1 - apart).clamp(min=0).mean(1)
 
 
-def regions_of(candidates: Candidates, coarse: Tensor, side: int = BACKGROUND_SIDE) -> list[tuple[Tensor, Tensor]]:
-    """Features `(R, F)` and boxes `(R, 4)` of each of B photos; `coarse (B, 1280, 9, 9)` is the trunk's last grid.
+class Parts(NamedTuple):
+    """All of B photos that needs no choice, which is where the exported graph's two halves meet."""
 
-    `side`: of the large cells.
-    """
-    chances, classes = candidates.objectness.sigmoid(), candidates.classes.sigmoid()
+    coarse: Tensor  # (B, 1280, 9, 9), the trunk's last grid
+    pyramid: Tensor  # (B, P, 18, 18), the finest level
+    boxes: Tensor  # (B, A, 4), candidates
+    chances: Tensor  # (B, A), that one holds anything
+    classes: Tensor  # (B, A, C), chances of each class
+    around: Tensor  # (B, cells, F), the large cells
+
+
+def parts_of(candidates: Candidates, coarse: Tensor, side: int) -> Parts:
+    """`coarse (B, 1280, 9, 9)`: the trunk's last grid; `side`: large cells a side."""
     around = torch.cat((background(coarse, side), background(candidates.pyramid, side)), 2)
-    around = F.pad(around, (0, classes.shape[2] + 1))  # (B, side * side, F): names nothing
-    around_boxes = torch.from_numpy(grid_boxes(side)).to(coarse)
+    around = F.pad(around, (0, candidates.classes.shape[2] + 1))  # names nothing
+    chances, classes = candidates.objectness.sigmoid(), candidates.classes.sigmoid()
+    return Parts(coarse, candidates.pyramid, candidates.boxes, chances, classes, around)
+
+
+def regions_of(parts: Parts) -> list[tuple[Tensor, Tensor]]:
+    """Features `(R, F)` and boxes `(R, 4)` of each of B photos: regions first, then the large cells."""
+    cell_boxes = torch.from_numpy(grid_boxes(math.isqrt(parts.around.shape[1]))).to(parts.coarse)
     found = []
-    for photo in range(len(coarse)):
-        rows = choose(candidates.boxes[photo], chances[photo])
-        boxes = candidates.boxes[photo, rows]
-        grids = (roi_align(coarse[photo], boxes), roi_align(candidates.pyramid[photo], boxes))
-        features = torch.cat((*grids, classes[photo, rows], chances[photo, rows, None]), 1)
-        found.append((torch.cat((features, around[photo])), torch.cat((boxes, around_boxes))))
+    for coarse, pyramid, candidates, chances, classes, around in zip(*parts, strict=True):
+        rows = choose(candidates, chances)
+        boxes = candidates[rows]
+        features = (roi_align(coarse, boxes), roi_align(pyramid, boxes), classes[rows], chances[rows, None])
+        found.append((torch.cat((torch.cat(features, 1), around)), torch.cat((boxes, cell_boxes))))
     return found

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
 from model.bottom_up.trunk import Trunk
+from model.training.memory_format import channels_last
 from model.training.photos import iterate_photos
 
 BATCH = 32
@@ -57,11 +58,6 @@ def view_boxes(boxes: np.ndarray, view: int, seed: int) -> np.ndarray:
     return boxes.astype(np.float32)
 
 
-def cache_name(source: str) -> str:
-    """The file of kept features of a data set, by its caption file or folder."""
-    return f"{source.replace('/', '-').removesuffix('.json')}.npy"
-
-
 def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int, cache: Path) -> np.ndarray:
     """float16 `(len(names), views, 120, 18, 18)`: the frozen lower trunk over every view of every photo.
 
@@ -104,7 +100,7 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
         batch.clear()
 
     device = next(trunk.parameters()).device
-    trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
+    trunk = channels_last(trunk)
     for number, item in enumerate(
         tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")
     ):

@@ -29,12 +29,14 @@ from model.decoding.search import ranked_search
 from model.deecap import DeeCap
 from model.exits import ExitPolicy
 from model.training.average import WeightAverage
+from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
-from model.training.features import FULL, bottom_features, cache_name
+from model.training.features import FULL
+from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.photos import iterate_photos, photo_names
-from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, mirrored
+from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows, mirrored
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
@@ -83,7 +85,7 @@ class Trainer:
             self.files = RegionFiles(data / settings.data.region_features, names, numbers)
             feature_width = self.files.feature_width
         else:
-            self.trunk = imagenet_trunk().to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+            self.trunk = channels_last(imagenet_trunk().to(self.device))
             self.rows = self._photo_rows(photos, extra, data, features)
         if settings.data.region_head:
             feature_width = self._read_region_head(work.parent / settings.data.region_head / "head.pt")
@@ -114,14 +116,12 @@ class Trainer:
             unlabelled = [Photo(photo, "unlabelled", ()) for photo in photo_names(data / told.unlabelled_photos)]
             self.photos.extend(unlabelled)
             groups.append((unlabelled, told.unlabelled_photos, told.unlabelled_photos, 1))
-        parts = []
-        for group, folder, source, kept_views in groups:
-            if group:
-                self.sources.append(PhotoSource(data / folder, tuple(photo.name for photo in group)))
-                cache = features / cache_name(source)
-                names = [photo.name for photo in group]
-                parts.append(bottom_features(self.trunk, data / folder, names, kept_views, cache))
-        return PhotoRows(tuple(photo.name for photo in self.photos), tuple(parts))
+        self.sources = [
+            PhotoSource(data / folder, tuple(photo.name for photo in group), source, kept_views)
+            for group, folder, source, kept_views in groups
+            if group
+        ]
+        return kept_rows(self.trunk, self.sources, features)
 
     def run(self) -> None:
         """All stages, those already done left out. Raises `FileNotFoundError` when what it starts from is not there."""
@@ -142,7 +142,7 @@ class Trainer:
         try:
             saved = state["model"]
             if other_run:  # it may lack this one's exits, or have others, of another width
-                saved = fitting(saved, self.model.state_dict())
+                saved = weights_that_fit(saved, self.model.state_dict())
             self.model.load_state_dict(saved, strict=not other_run)
             if self.trunk is not None and self.region_head is None:
                 self.trunk.load_state_dict(state["trunk"])
@@ -207,10 +207,10 @@ class Trainer:
             cider = self._validate(stage, progress["epoch"])
             if cider > progress["best"]:
                 progress.update(best=cider, best_epoch=progress["epoch"])
-                _save(self.work / f"{stage.name}.best.pt", self._state(stage, progress))
+                save_whole(self.work / f"{stage.name}.best.pt", self._state(stage, progress))
             average.swap()
             progress["epoch"] += 1
-            _save(
+            save_whole(
                 path,
                 {**self._state(stage, progress), "optimiser": optimiser.state_dict(), "average": average.state_dict()},
             )
@@ -393,7 +393,7 @@ class Trainer:
             print(json.dumps(line), flush=True)
 
 
-def fitting(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
+def weights_that_fit(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:
     """What of another network's state this one can start from.
 
     Where it reads more numbers of a region, those come after the ones that it knows: their weights start at zero.
@@ -409,10 +409,3 @@ def fitting(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tenso
             grown[..., : value.shape[-1]] = value
             found[name] = grown
     return found
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)

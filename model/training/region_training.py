@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.bottom_up.box_overlap import pairwise_iou
+from model.bottom_up.box_overlap import pairwise_iou, suppress
 from model.bottom_up.region_head import Candidates, RegionHead
 from model.bottom_up.region_limits import MOST, NMS_IOU
-from model.bottom_up.region_selection import suppress
-from model.bottom_up.trunk import Trunk, imagenet_trunk
+from model.bottom_up.trunk import Trunk
 from model.training.average import WeightAverage
+from model.training.checkpoint import save_whole
 from model.training.data import epoch_batches, read_captions
-from model.training.features import FULL, bottom_features, cache_name
+from model.training.features import FULL
 from model.training.given_boxes import GivenBoxes, in_view, pad_boxes, read_boxes
+from model.training.memory_format import channels_last
 from model.training.photos import photo_names
 from model.training.region_loss import SURE, region_losses
-from model.training.regions import PhotoRows
+from model.training.regions import PhotoRows, PhotoSource, kept_rows
 from model.training.settings import TrainSettings
 
 OVERLAP = 0.5  # from which a region has found a given box
@@ -62,7 +63,7 @@ class RegionTrainer:
             )
         torch.manual_seed(settings.seed)
         self.device = next(trunk.parameters()).device
-        self.head = RegionHead(len(given.classes)).to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.head = channels_last(RegionHead(len(given.classes)).to(self.device))
         work.mkdir(parents=True, exist_ok=True)
 
     def run(self) -> None:
@@ -91,11 +92,11 @@ class RegionTrainer:
                 "optimiser": optimiser.state_dict(),
                 "average": average.state_dict(),
             }
-            _save(path, now)
+            save_whole(path, now)
             average.swap()
             self._log(epoch=epoch, **self.recalls())
             if epoch == told.epochs:
-                _save(self.work / "head.pt", self._state())
+                save_whole(self.work / "head.pt", self._state())
             average.swap()
 
     def _state(self) -> dict[str, Any]:
@@ -178,27 +179,20 @@ def train_region_head(
     state = torch.load(trained, map_location="cpu", weights_only=True)
     if "trunk" not in state:
         raise ValueError(f"{trained} is of a run on region features: it has no trunk")
-    bottom = imagenet_trunk()
-    trunk = imagenet_trunk()
+    trunk = Trunk()
     trunk.load_state_dict(state["trunk"])
-    trunk = trunk.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs lack it
     where = settings.data
     photos = [photo for photo in read_captions(data / where.captions) if photo.split in ("train", "val")]
-    extra = read_captions(data / where.extra_captions) if where.extra_captions else []
     groups = [(where.captions, where.photos, [photo.name for photo in photos], settings.views)]
-    groups.append(
-        (where.extra_captions, where.extra_photos, [p.name for p in extra if p.split == "train"], settings.views)
-    )
+    if where.extra_captions:
+        extra = [photo.name for photo in read_captions(data / where.extra_captions) if photo.split == "train"]
+        groups.append((where.extra_captions, where.extra_photos, extra, settings.views))
     if where.unlabelled_photos:
         groups.append(
             (where.unlabelled_photos, where.unlabelled_photos, photo_names(data / where.unlabelled_photos), 1)
         )
-    kept = [
-        (names, bottom_features(bottom, data / folder, names, views, work / "features" / cache_name(source)))
-        for source, folder, names, views in groups
-        if names
-    ]
-    rows = PhotoRows(tuple(name for names, _ in kept for name in names), tuple(part for _, part in kept))
+    sources = [PhotoSource(data / folder, tuple(names), source, views) for source, folder, names, views in groups]
+    rows = kept_rows(channels_last(trunk), sources, work / "features")
     val = {photo.name for photo in photos if photo.split == "val"}
     RegionTrainer(told, trunk, rows, given, val, work / name).run()
 
@@ -209,10 +203,3 @@ def _rate(step: int, steps: int, told: RegionSettings) -> float:
         return told.learning_rate * (step + 1) / told.warmup_steps
     share = (step - told.warmup_steps) / max(1, steps - told.warmup_steps)
     return told.learning_rate * 0.5 * (1 + math.cos(math.pi * share))
-
-
-def _save(path: Path, state: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    partial = path.with_suffix(".part")
-    torch.save(state, partial)
-    partial.replace(path)

@@ -17,7 +17,7 @@ from model.batching import stack_regions
 from model.bottom_up.extractor import Extractor
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk
-from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID, view_pixels
+from model.training.features import CROPPED_FLIPPED, FLIPPED, FULL, GRID, bottom_features, view_pixels
 from model.training.photos import iterate_photos
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import open_regions
@@ -62,10 +62,21 @@ class PhotoRows:
 
 @dataclass(frozen=True)
 class PhotoSource:
-    """Where the pixels of photos are."""
+    """Where the pixels of a data set's photos are, and under what name their lower-trunk features are kept."""
 
     folder: Path
     names: tuple[str, ...]
+    source: str = ""  # caption file or folder, as the configuration names it
+    views: int = 1  # of each photo, that are kept
+
+
+def kept_rows(trunk: Trunk, sources: Sequence[PhotoSource], features: Path) -> PhotoRows:
+    """The kept lower-trunk features of all photos, computed where they are not in the folder `features` yet."""
+    parts = []
+    for told in sources:
+        cache = features / f"{told.source.replace('/', '-').removesuffix('.json')}.npy"
+        parts.append(bottom_features(trunk, told.folder, told.names, told.views, cache))
+    return PhotoRows(tuple(name for told in sources for name in told.names), tuple(parts))
 
 
 def mirrored(view: int) -> bool:

@@ -17,7 +17,7 @@ from model.bottom_up.extractor import Extractor
 from model.bottom_up.quantise import quantise_extractor
 from model.bottom_up.region_graph import RegionExtractor, export_region_extractor
 from model.bottom_up.region_head import Candidates, RegionHead
-from model.bottom_up.region_limits import LEAST, MOST
+from model.bottom_up.region_limits import LEAST, MOST, NMS_IOU
 from model.bottom_up.region_selection import choose, region_width, roi_align
 from model.bottom_up.trunk import Trunk
 from model.training.features import CROPPED, CROPPED_FLIPPED, FLIPPED, FULL, view_boxes, view_pixels
@@ -69,7 +69,7 @@ def test_a_photo_has_between_the_least_and_the_most_regions_the_surest_first() -
     rows = choose(some, all_sure)
     assert len(rows) == MOST
     assert all_sure[rows].tolist() == sorted(all_sure[rows].tolist(), reverse=True)
-    assert pairwise_iou(some[rows], some[rows]).fill_diagonal_(0).max() <= 0.65
+    assert pairwise_iou(some[rows], some[rows]).fill_diagonal_(0).max() <= NMS_IOU
     same = some[:1].expand(50, 4)
     assert len(choose(same, torch.rand(50))) == 1
 

@@ -27,7 +27,7 @@ from model.decoding.search import emission_logits
 from model.deecap import DeeCap, ExitHead
 from model.training.average import WeightAverage
 from model.training.data import epoch_batches, pad_captions, pick_captions, read_captions
-from model.training.loop import Trainer, fitting
+from model.training.loop import Trainer, weights_that_fit
 from model.training.losses import exit_head_loss
 from model.training.objectives import Batch, exits_loss, words_that_left
 from model.training.optimiser import freeze_layers, freezing_chances, is_exit_part, make_optimiser, rate_at, set_rate
@@ -694,7 +694,7 @@ def test_what_reads_more_of_a_region_starts_from_what_read_less() -> None:
     own = {"feature_in.weight": torch.ones(2, 5), "feature_norm.weight": torch.ones(5), "head_bias": torch.ones(3)}
     saved = {"feature_in.weight": torch.full((2, 3), 7.0), "feature_norm.weight": torch.full((3,), 2.0)}
     saved |= {"head_bias": torch.ones(4), "gone": torch.ones(1)}
-    found = fitting(saved, own)
+    found = weights_that_fit(saved, own)
     assert set(found) == {"feature_in.weight", "feature_norm.weight"}
     assert found["feature_in.weight"].tolist() == [[7, 7, 7, 0, 0]] * 2
     assert found["feature_norm.weight"].tolist() == [2, 2, 2, 1, 1]

@@ -11,6 +11,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from model.bottom_up import box_overlap
+from model.bottom_up.box_overlap import pairwise_iou
+
 # The exponent of a growing box: exp(4.1) times the smallest anchor is larger than any scaled photo, and stays finite.
 LARGEST_GROWTH = math.log(1000 / 16)
 
@@ -57,27 +60,19 @@ def clip(boxes: Tensor, width: int, height: int) -> Tensor:
     return torch.minimum(boxes.clamp(min=0), last)
 
 
+def half_open(boxes: Tensor) -> Tensor:
+    """`(..., 4)` with both ends included -> the same areas with the far ends left out."""
+    return boxes + boxes.new_tensor([0, 0, 1, 1])
+
+
 def overlaps(boxes: Tensor, others: Tensor) -> Tensor:
     """Intersection over union of boxes `(N, 4)` with others `(M, 4)` -> `(N, M)`."""
-    starts = torch.maximum(boxes[:, None, :2], others[None, :, :2])
-    ends = torch.minimum(boxes[:, None, 2:], others[None, :, 2:])
-    shared = (ends - starts + 1).clamp(min=0).prod(-1)
-    areas = [(each[:, 2:] - each[:, :2] + 1).prod(-1) for each in (boxes, others)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared)
+    return pairwise_iou(half_open(boxes), half_open(others))
 
 
 def suppress(boxes: Tensor, scores: Tensor, threshold: float, most: int) -> Tensor:
-    """Greedy non-maximum suppression: rows of the boxes that stay, best first, at most so many.
-
-    A box goes where it overlaps a better one that stays by more than the threshold.
-    """
-    left = scores.argsort(descending=True, stable=True)
-    kept: list[int] = []
-    while len(left) and len(kept) < most:
-        kept.append(int(left[0]))
-        others = left[1:]
-        left = others[overlaps(boxes[left[:1]], boxes[others])[0] <= threshold]
-    return torch.tensor(kept, dtype=torch.int64)
+    """`box_overlap.suppress` of boxes whose ends both belong to them."""
+    return box_overlap.suppress(half_open(boxes), scores, threshold, most)
 
 
 def suppress_per_class(boxes: Tensor, scores: Tensor, threshold: float) -> Tensor:
