@@ -133,6 +133,11 @@ class Captioner:
     def speeds(self) -> SpeedTable:
         return self.bundle.speeds
 
+    @property
+    def sufficient_side(self) -> int:
+        """Pixels of each side of a photo beyond which `prepare` gains nothing; 0 where all that there are count."""
+        return self._extractor.sufficient_side
+
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(224, 224, 3)`, or `(H, W, 3)` where the bundle
         has a detector; from whichever thread.

@@ -23,7 +23,7 @@ from service.images import ImageLimits, decode
 from service.model_thread import ModelThread
 from service.worker_metrics import WorkerMetrics
 
-PREPARED = "1"  # to be raised whenever other pixels come of the same bytes: what was cached is then forgotten
+PREPARED = "2"  # to be raised whenever other pixels come of the same bytes: what was cached is then forgotten
 HASHED_AT_ONCE = 256 * 1024  # bytes: 0.2 ms, which is less than to wake a thread and be woken by it
 
 
@@ -181,7 +181,7 @@ class CaptionMaker:
 
     def _to_pixels(self, image: bytes) -> np.ndarray:
         """Raises `Problem`."""
-        picture = decode(image, self._limits)
+        picture = decode(image, self._limits, self._model.captioner.sufficient_side)
         try:
             return self._model.captioner.prepare(picture)
         except Exception as error:  # Pillow's decoders raise all sorts of things

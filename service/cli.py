@@ -19,6 +19,7 @@ from service.commands.evaluate import evaluate
 from service.commands.experiment import experiment
 from service.commands.export import export
 from service.commands.extract import extract
+from service.commands.look import look
 from service.commands.serve import serve
 from service.commands.train import train
 from service.commands.train_regions import train_regions
@@ -44,6 +45,7 @@ app.command()(calibrate)
 app.command()(evaluate)
 app.command()(bench)
 app.command()(extract)
+app.command()(look)
 app.command()(convert_vg)
 app.add_typer(experiment, name="experiment")
 

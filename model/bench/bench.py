@@ -16,6 +16,7 @@ from model.bench.authors import authors_search
 from model.bench.bandwidth import MEMORY_BYTES, Traffic, measure_bandwidth
 from model.bench.breakdown import break_down
 from model.bench.clock import now, spread, take_turns
+from model.bench.looking import measure_looking
 from model.bench.machine import describe_machine
 from model.bench.ours import (
     BASELINE,
@@ -108,6 +109,7 @@ def bench(captioner: Captioner, photos: Sequence[bytes], options: Options, comma
     result = {
         **about,
         "before_words": before,
+        "regions": measure_looking(captioner, photos, options.count, min(options.rounds, SLOW_ROUNDS)),
         "decoder": {"forced_steps": words, "rows": rows},
         "bandwidth": bandwidth,
         "end_to_end": measure_end_to_end(captioner, tiers, items, options, device),
@@ -126,13 +128,14 @@ def bench(captioner: Captioner, photos: Sequence[bytes], options: Options, comma
 def prepare(captioner: Captioner, photos: Sequence[bytes], count: int) -> tuple[list[Item], dict[str, Any]]:
     """`count` items, and what each part of preparing them took."""
     device = captioner.device
-    encode(captioner, captioner.look(decode_image(photos[0])))  # the first run of anything is slow
+    enough = captioner.sufficient_side
+    encode(captioner, captioner.look(decode_image(photos[0], enough)))  # the first run of anything is slow
     items: list[Item] = []
     times: dict[str, list[float]] = {"decode image": [], "look": [], "encode": []}
     for index in range(count):
         data = photos[index % len(photos)]
         started = now(device)
-        image = decode_image(data)
+        image = decode_image(data, enough)
         decoded = now(device)
         regions = captioner.look(image)
         looked = now(device)

@@ -123,9 +123,11 @@ def taken_tests(policy: ExitPolicy, left: int, tau: float) -> list[int]:
     return [m for m in policy.tested if m <= left and (policy.margin is None or m == left)]
 
 
-def decode_image(data: bytes) -> Image.Image:
-    """A file's bytes to a picture with all its pixels."""
+def decode_image(data: bytes, sufficient_side: int) -> Image.Image:
+    """A file's bytes to a picture, decoded as far as the worker does."""
     image = Image.open(BytesIO(data))
+    if sufficient_side:
+        image.draft(None, (sufficient_side, sufficient_side))
     image.load()
     return image
 
@@ -144,5 +146,5 @@ def to_text(captioner: Captioner, steps: Sequence[Step]) -> str:
 
 def end_to_end(captioner: Captioner, contender: Contender, data: bytes) -> str:
     """All of it for one photo: from the bytes of its file to the caption's text."""
-    regions = captioner.look(decode_image(data))
+    regions = captioner.look(decode_image(data, captioner.sufficient_side))
     return to_text(captioner, contender.caption(encode(captioner, regions)))

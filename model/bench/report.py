@@ -90,6 +90,10 @@ def _end_to_end(result: dict[str, Any]) -> str:
     before = [
         f"{name} {spread['p50']:.2f} (p95 {spread['p95']:.2f})" for name, spread in result["before_words"].items()
     ]
+    looking = [
+        f"{spread['p50']:.2f} (p95 {spread['p95']:.2f}) {'one by one' if size == '1' else f'{size} at once'}"
+        for size, spread in result["regions"].items()
+    ]
     rows = result["end_to_end"]
     table = [["", "ms p50", "p95", "mean", "times faster"]]
     for row in rows:
@@ -100,6 +104,7 @@ def _end_to_end(result: dict[str, Any]) -> str:
             "End to end, from the bytes of a photo's file to text",
             align(table),
             f"Before the words, ms: {', '.join(before)}",
+            f"From the file's bytes to regions, ms a photo: {', '.join(looking)}",
         ]
     )
 

@@ -16,15 +16,23 @@ import numpy as np
 import onnxruntime
 from PIL import Image
 
+from model.bottom_up.bound_session import BoundSession
 from model.bottom_up.detections import Detections
 from model.bottom_up.extractor_kinds import CLASSES_KEY, EMBEDDED, KIND_KEY, REGIONS, SIDE_KEY, VISUAL_GENOME
-from model.bottom_up.preprocess import to_pixels
+from model.bottom_up.preprocess import SUFFICIENT_SIDE, to_pixels
 from model.bottom_up.region_limits import MOST
 from model.bottom_up.visual_genome.preprocess import to_photo
 from model.caption import Regions
 from model.saturation import saturates
 
 PROVIDERS = {"cpu": "CPUExecutionProvider", "cuda": "CUDAExecutionProvider"}
+PROVIDER_OPTIONS: dict[str, dict[str, str]] = {
+    "cpu": {},
+    "cuda": {
+        "arena_extend_strategy": "kSameAsRequested",  # the default doubles what it holds, of memory that others need
+        "cudnn_conv_algo_search": "HEURISTIC",  # the default tries all ways anew for every batch size that comes
+    },
+}
 
 
 class ExtractorError(RuntimeError):
@@ -75,7 +83,9 @@ class Extractor:
             # An int8 extractor then runs in float32, rounding as int8 would: slower, but not wrong.
             options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
         try:
-            self._session = onnxruntime.InferenceSession(path, options, providers=[provider])
+            self._session = onnxruntime.InferenceSession(
+                path, options, providers=[(provider, PROVIDER_OPTIONS[device])]
+            )
         except Exception as error:  # its own exceptions share no base class
             raise ExtractorError(f"{path} is not an extractor that can be run: {error}") from error
         active = self._session.get_providers()
@@ -93,6 +103,7 @@ class Extractor:
             raise ExtractorError(f"{path} maps {inputs} to {outputs}; an extractor maps pixels to features and boxes")
         self._shorter_side = int(known.get(SIDE_KEY, 0))
         self.classes: tuple[str, ...] = tuple(json.loads(known.get(CLASSES_KEY, "[]")))  # where the file names them
+        self._bound = BoundSession(self._session, pinned=True) if device == "cuda" else None
         self._arenas = "cpu:0" if device == "cpu" else "cpu:0;gpu:0"
 
     @property
@@ -104,6 +115,11 @@ class Extractor:
     def most_regions(self) -> int:
         """R, as an embedded graph declares it: what no photo has more of."""
         return int(self._session.get_outputs()[0].shape[-2])
+
+    @property
+    def sufficient_side(self) -> int:
+        """Pixels of each side of a photo beyond which `prepare` gains nothing; 0 where all that there are count."""
+        return 0 if self.kind == VISUAL_GENOME else SUFFICIENT_SIDE
 
     def prepare(self, image: Image.Image) -> np.ndarray:
         """Any Pillow image -> what `look_at_pixels` reads of it, uint8 `(H, W, 3)`; from whichever thread.
@@ -123,7 +139,8 @@ class Extractor:
         """uint8 `(B, 224, 224, 3)`, for the detector `(B, H, W, 3)` -> the regions of each image."""
         if self.kind == VISUAL_GENOME:
             return [self._detect(one) for one in pixels]
-        features, boxes, *counts = self._session.run(None, {"pixels": pixels})
+        found = self._bound.run(pixels) if self._bound else self._session.run(None, {"pixels": pixels})
+        features, boxes, *counts = found
         if counts:
             return [self._chosen(*photo) for photo in zip(features, boxes, counts[0], strict=True)]
         return [Regions(boxes=one_boxes, features=one) for one, one_boxes in zip(features, boxes, strict=True)]

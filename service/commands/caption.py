@@ -13,7 +13,7 @@ import typer
 from service.commands.caption_at import Piece, StoppedError, captions_at, words_at
 from service.commands.caption_file import NotACaptionFileError, Outcome, append, read_done, to_line
 from service.commands.loading import load_captioner, read_settings, stop
-from service.commands.photo_files import find_photos
+from service.commands.photo_files import UnreadableError, find_photos, read_photo
 from service.progress import bar, say
 
 if TYPE_CHECKING:
@@ -101,17 +101,15 @@ def _captions_here(
         captioner.speeds.resolve(speed, tau)
     except UnknownSpeedError as error:
         stop(str(error))
-    from service.errors import Problem
-    from service.images import ImageLimits, decode
+    from service.images import ImageLimits
 
     limits = ImageLimits(settings.max_pixels, settings.min_side)
 
     def one(path: Path) -> Outcome:
         try:
-            regions = captioner.look(decode(path.read_bytes(), limits))
-        except (OSError, Problem) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            return path, None, reason or str(error)
+            regions = captioner.look(read_photo(path, limits, captioner.sufficient_side))
+        except (UnreadableError, OSError) as error:
+            return path, None, str(error)
         return path, to_record(path, captioner.describe(regions, speed, tau=tau, beam=beam), captioner), ""
 
     return map(one, photos)

@@ -11,7 +11,7 @@ import typer
 
 from service.commands.caption import INTERRUPTED, shown
 from service.commands.loading import read_settings, require_onnx_runtime, stop
-from service.commands.photo_files import find_photos
+from service.commands.photo_files import UnreadableError, find_photos, read_photo
 
 if TYPE_CHECKING:
     from model.bottom_up.extractor import Extractor
@@ -34,15 +34,11 @@ class Run:
         """Writes the photo's features; a file that is not a whole image is reported, and counted."""
         from tqdm import tqdm
 
-        from service.errors import Problem
-        from service.images import decode
-
         try:
-            image = decode(path.read_bytes(), self.limits)
+            image = read_photo(path, self.limits)
             regions = self.extractor.look([image])[0]
-        except (OSError, Problem) as error:
-            reason = error.strerror if isinstance(error, OSError) else None
-            tqdm.write(f"{shown(path)}: {reason or error}", file=sys.stderr)  # which leaves a progress bar whole
+        except (UnreadableError, OSError) as error:
+            tqdm.write(f"{shown(path)}: {error}", file=sys.stderr)  # which leaves a progress bar whole
             self.failed += 1
             return
         self.files.write(path, regions, image.size)

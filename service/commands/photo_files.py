@@ -1,11 +1,34 @@
-"""Which photos a command line means: files as they are named, folders as the photos within."""
+"""The photos that a command line means: files as they are named, folders as the photos within; and their pixels."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from service.images import ImageLimits
 
 PHOTO_SUFFIXES = frozenset({".bmp", ".gif", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"})
+
+
+class UnreadableError(Exception):
+    """A file of which no picture can be made; the message says why."""
+
+
+def read_photo(path: Path, limits: ImageLimits, sufficient_side: int = 0) -> Image.Image:
+    """The picture in the file, as a service would decode it (`service.images.decode`). Raises `UnreadableError`."""
+    from service.errors import Problem
+    from service.images import decode
+
+    try:
+        return decode(path.read_bytes(), limits, sufficient_side)
+    except OSError as error:
+        raise UnreadableError(error.strerror or str(error)) from error
+    except Problem as error:
+        raise UnreadableError(str(error)) from error
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:

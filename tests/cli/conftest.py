@@ -25,6 +25,7 @@ class FakeCaptioner:
     revision = "0123456789ab"
     layers = 6
     device = "cpu"
+    sufficient_side = 0
     speeds = SpeedTable(
         rows=(SpeedRow(0.0, 1.0, 1.0, 50.0, 10.0), SpeedRow(4.0, 5.0, 3.0, 48.0, 5.0)),
         tiers={"full": 0.0, "balanced": 1.0, "fast": 2.0, "turbo": 3.0},

@@ -39,6 +39,7 @@ def found(breakdown: bool) -> dict[str, Any]:
         "captions": 1,
         "photos": 1,
         "before_words": {"look": spread},
+        "regions": {"1": spread, "8": spread},
         "decoder": {"forced_steps": 11, "rows": [row]},
         "bandwidth": {"memory_gb_s": 20.0, "weights_gb_s": 50.0, "weights_mb": 10.0},
         "end_to_end": [{"name": "full, no tests", "ms": spread}],

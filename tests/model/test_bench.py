@@ -294,11 +294,12 @@ def result(random_bundle: Any) -> dict[str, Any]:
 def test_the_result_is_plain_json_with_all_its_parts(result):
     assert json.loads(json.dumps(result, allow_nan=False)) == result
     assert set(result) == {
-        "command", "bundle", "precision", "machine", "captions", "photos", "before_words", "decoder", "bandwidth",
-        "end_to_end", "authors", "peers", "breakdown",
+        "command", "bundle", "precision", "machine", "captions", "photos", "before_words", "regions", "decoder",
+        "bandwidth", "end_to_end", "authors", "peers", "breakdown",
     }  # fmt: skip
     assert (result["captions"], result["photos"], result["precision"]) == (3, 2, "int8")
     assert set(result["before_words"]) == {"decode image", "look", "encode"}
+    assert set(result["regions"]) == {"1", "8"}
     assert {"torch", "onnxruntime", "transformers"} <= set(result["machine"]["versions"])
 
 

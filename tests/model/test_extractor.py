@@ -20,6 +20,7 @@ from PIL import Image
 from torch.nn import functional as F
 
 import model.training.features as features_module
+from model.bottom_up.bound_session import BoundSession
 from model.bottom_up.export import GridExtractor
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
 from model.bottom_up.grid import cells, grid_boxes
@@ -145,9 +146,6 @@ def test_a_silent_fallback_of_the_provider_is_refused(random_bundle: Any, monkey
     """As when the provider is built in but its CUDA libraries are missing: ONNX Runtime would just run on the CPU."""
     session = onnxruntime.InferenceSession
 
-    def on_the_cpu(path: Path, options: Any, providers: list[str]) -> Any:
-        return session(path, options, providers=["CPUExecutionProvider"])
-
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: list(PROVIDERS.values()))
     monkeypatch.setattr(
         onnxruntime,
@@ -156,6 +154,21 @@ def test_a_silent_fallback_of_the_provider_is_refused(random_bundle: Any, monkey
     )
     with pytest.raises(ExtractorError, match="CUDA"):
         Extractor(random_bundle.folder / EXTRACTOR, "cuda")
+
+
+def test_buffers_that_stay_give_what_a_plain_run_gives(random_bundle: Any) -> None:
+    """What a GPU runs with, here in ordinary memory."""
+    path = random_bundle.folder / EXTRACTOR
+    plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    bound = BoundSession(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), pinned=False)
+    kept = []
+    for count, seed in ((1, 0), (3, 1), (1, 2), (3, 3)):  # sizes come again, with other photos
+        pixels = noise(count, seed)
+        kept.append((bound.run(pixels), plain.run(None, {"pixels": pixels})))
+    for found, expected in kept:  # the first answers are still what they were
+        for one, other in zip(found, expected, strict=True):
+            assert one.dtype == other.dtype
+            np.testing.assert_allclose(one, other, atol=1e-5)
 
 
 def test_the_graph_names_no_files_of_the_machine_it_was_made_on(random_bundle: Any) -> None:

@@ -55,6 +55,7 @@ class MadeUpCaptioner:
     extractor_revision = "ba9876543210"
     layers = LAYERS
     device = "cpu"
+    sufficient_side = 0
     vocabulary_size = 3
     speeds = SPEEDS
     slots = 8

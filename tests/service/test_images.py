@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import threading
+from io import BytesIO
 
 import numpy as np
 import pytest
-from PIL import ImageFile
+from PIL import Image, ImageFile
 
-from model.bottom_up.preprocess import to_rgb
+from model.bottom_up.preprocess import to_pixels, to_rgb
 from service import images
 from service.errors import Problem
 from service.images import ImageLimits, check_header, check_header_aside, decode, sniff
@@ -48,6 +49,25 @@ def test_the_first_frame_of_an_animation() -> None:
     for name in ("gif animated", "png animated", "webp animated"):
         red, _, _ = decode(pictures.good()[name], LIMITS).convert("RGB").getpixel((4, 16))
         assert red > 150, name  # the second frame is all green
+
+
+def test_a_large_jpeg_is_decoded_as_far_as_it_takes() -> None:
+    limits = ImageLimits(max_pixels=4_000_000, min_side=8)
+    ramp = Image.linear_gradient("L").resize((2000, 1600), Image.Resampling.BICUBIC).convert("RGB")
+    upright = Image.Exif()
+    upright[0x0112] = 6  # to be turned by a quarter
+    saved = {}
+    for kind, options in (("JPEG", {"exif": upright}), ("PNG", {})):
+        buffer = BytesIO()
+        ramp.save(buffer, kind, **options)
+        saved[kind] = buffer.getvalue()
+    whole, reduced = decode(saved["JPEG"], limits), decode(saved["JPEG"], limits, sufficient_side=448)
+    assert whole.size == (1600, 2000)
+    assert reduced.size == (800, 1000)  # a half of it; a third, which would do, is none of JPEG's
+    difference = to_pixels(whole).astype(int) - to_pixels(reduced).astype(int)
+    assert np.abs(difference).max() <= 3
+    assert decode(saved["JPEG"], limits, sufficient_side=1700).size == (1600, 2000)
+    assert decode(saved["PNG"], limits, sufficient_side=448).size == (2000, 1600)
 
 
 def test_pillow_still_refuses_truncated_files() -> None:

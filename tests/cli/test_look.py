@@ -1,0 +1,117 @@
+"""`deecap look`: a picture with the regions that the extractor finds, named where it names them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+from PIL import Image
+from typer.testing import Result
+
+from model.bottom_up.extractor_kinds import CLASSES_KEY, KIND_KEY, REGIONS
+from model.bottom_up.region_limits import MOST
+from model.bundle import EXTRACTOR
+
+Command = Callable[..., Result]
+
+CHANCES = [[0.1, 0.8, 0.9], [0.2, 0.1, 0.5]]  # of a cat, of a dog, and of anything
+BOXES = [[0.25, 0.25, 0.75, 0.5], [0.0, 0.0, 0.5, 1.0]]
+
+
+def write_detector(folder: Path) -> Path:
+    """Finds a dog, and something that is hardly a cat, in every photo; and one cell."""
+    folder.mkdir()
+    features, boxes = np.zeros((1, MOST + 1, 3), np.float32), np.zeros((1, MOST + 1, 4), np.float32)
+    features[0, :2], boxes[0, :2], boxes[0, MOST] = CHANCES, BOXES, (0, 0, 1, 1)
+    constants = {"f": features, "b": boxes, "c": np.array([2], np.int64), "one": np.ones(2, np.int64)}
+    nodes = [
+        helper.make_node("Shape", ["pixels"], ["batch"], start=0, end=1),
+        helper.make_node("Concat", ["batch", "one"], ["shape"], axis=0),
+        helper.make_node("Expand", ["f", "shape"], ["features"]),
+        helper.make_node("Expand", ["b", "shape"], ["boxes"]),
+        helper.make_node("Expand", ["c", "batch"], ["counts"]),
+    ]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["B", 224, 224, 3])
+    outputs = [
+        helper.make_tensor_value_info("features", TensorProto.FLOAT, ["B", MOST + 1, 3]),
+        helper.make_tensor_value_info("boxes", TensorProto.FLOAT, ["B", MOST + 1, 4]),
+        helper.make_tensor_value_info("counts", TensorProto.INT64, ["B"]),
+    ]
+    kept = [numpy_helper.from_array(value, name) for name, value in constants.items()]
+    graph = helper.make_graph(nodes, "detector", [pixels], outputs, kept)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    helper.set_model_props(model, {KIND_KEY: REGIONS, CLASSES_KEY: json.dumps(["cat", "dog"])})
+    onnx.save(model, folder / EXTRACTOR)
+    return folder
+
+
+@pytest.fixture
+def detector(tmp_path: Path) -> Path:
+    return write_detector(tmp_path / "detector")
+
+
+@pytest.fixture
+def photo(tmp_path: Path) -> Path:
+    path = tmp_path / "photo.jpg"
+    Image.new("RGB", (200, 100), "white").save(path)
+    return path
+
+
+def marked(path: Path) -> tuple[np.ndarray, tuple[int, int]]:
+    """Where the picture is no longer white, and its width and height."""
+    with Image.open(path) as picture:
+        return (np.asarray(picture.convert("RGB")) < 200).any(2), picture.size
+
+
+def test_regions_are_drawn_and_named(command: Command, detector: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "boxes.png"
+    done = command("look", photo, "--out", out, "--bundle", detector)
+    assert done.exit_code == 0, done.output
+    assert done.stdout == "0.80\tdog\t50 25 150 50\n"
+    assert "3 regions drawn" in done.stderr
+    assert "1 of them named" in done.stderr
+    lines, size = marked(out)
+    assert size == (800, 400)  # small photos are enlarged
+    assert lines[199, 200:599].all()  # the lower side of the dog's box
+    assert lines[75:98, 201:240].mean() > 0.5  # its label, above it
+    assert lines[:, 399].all()  # the right side of the other box
+    assert not lines[300, 450:750].any()  # and nothing else
+
+
+def test_less_sure_ones_are_named_on_request(command: Command, detector: Path, photo: Path, tmp_path: Path) -> None:
+    out = tmp_path / "boxes.png"
+    done = command("look", photo, "--out", out, "--bundle", detector, "--at-least", "0.1")
+    assert [line.split("\t")[1] for line in done.stdout.splitlines()] == ["dog", "cat"]
+
+
+def test_names_come_from_a_vocabulary_too(command: Command, detector: Path, photo: Path, tmp_path: Path) -> None:
+    names, out = tmp_path / "objects.txt", tmp_path / "boxes.png"
+    names.write_text("kitten\nhound,dog\n")
+    done = command("look", photo, "--out", out, "--bundle", detector, "--names", names)
+    assert done.stdout.startswith("0.80\thound\t")
+    names.write_text("kitten\n")
+    done = command("look", photo, "--out", out, "--bundle", detector, "--names", names)
+    assert done.stdout.startswith("0.80\tobject 1\t")
+
+
+def test_what_cannot_be_done_is_said_before_anything_is_written(
+    command: Command, detector: Path, photo: Path, tmp_path: Path
+) -> None:
+    content = photo.read_bytes()
+    for arguments, reason in (
+        ((photo, "--out", photo), "the photo itself"),
+        ((photo, "--out", tmp_path / "boxes.txt"), "must end like a picture"),
+        ((tmp_path / "none.jpg", "--out", tmp_path / "boxes.png"), "none.jpg: No such file"),
+        ((photo, "--out", tmp_path / "no" / "boxes.png"), "cannot write"),
+        ((photo, "--out", tmp_path / "boxes.png", "--names", tmp_path / "none.txt"), "cannot read"),
+    ):
+        done = command("look", *arguments, "--bundle", detector)
+        assert done.exit_code in (1, 2)
+        assert reason in done.stderr
+    assert photo.read_bytes() == content
+    assert not (tmp_path / "boxes.png").exists()
