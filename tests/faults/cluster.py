@@ -97,8 +97,10 @@ class Metrics:
 class Cluster:
     """One front, two workers, one Redis. `heal` before each use; `close` ends all processes, whatever happened."""
 
-    def __init__(self, folder: Path, *, append_only: bool = False) -> None:
+    def __init__(self, folder: Path, *, append_only: bool = False, **environment: object) -> None:
+        """`environment`: of its processes, beside and before what all clusters have."""
         self._folder = folder
+        self._environment = {name: str(value) for name, value in environment.items()}
         self.redis = RedisServer(append_only=append_only)
         self.workers: list[Process] = []
         self._front: Process | None = None
@@ -192,7 +194,7 @@ class Cluster:
         ours = {f"DEECAP_{name.upper()}": str(value) for name, value in settings.items()}
         model = {"STAND_IN_LOOK": str(LOOK_MS / 1000), "STAND_IN_WORDS": str(WORDS_MS / 1000)}
         threads = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
-        environment = {**clean, **threads, **ours, **model}
+        environment = {**clean, **threads, **ours, **model, **self._environment}
         return Process(f"{name}-{self._started}", command, environment, self._folder)
 
 

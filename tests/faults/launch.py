@@ -1,7 +1,7 @@
 """`python -m tests.faults.launch worker|serve`: the real process, with the stand-in for a model. SIGUSR1 hangs it.
 
-From the environment: `STAND_IN_LOOK` and `STAND_IN_WORDS`, seconds; `STAND_IN_WORK`, a file to write down in when the
-model worked.
+From the environment: `STAND_IN_LOOK` and `STAND_IN_WORDS`, seconds; `STAND_IN_EARLY_EXIT`, 1 or nothing;
+`STAND_IN_WORK`, a file to write down in when the model worked.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from tests.faults.stand_in import StandIn
 
 
 def main() -> None:
-    captioner = StandIn(float(os.environ["STAND_IN_LOOK"]), float(os.environ["STAND_IN_WORDS"]), on_work=_writer())
+    look, words = (float(os.environ[f"STAND_IN_{part}"]) for part in ("LOOK", "WORDS"))
+    captioner = StandIn(look, words, _writer(), early_exit=bool(os.environ.get("STAND_IN_EARLY_EXIT")))
     signal.signal(signal.SIGUSR1, lambda *_: captioner.hangs.set())
     service.wiring.bundle_loader = lambda settings: lambda: captioner
     {"worker": run_worker, "serve": serve}[sys.argv[1]](Settings.load())

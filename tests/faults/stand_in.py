@@ -17,7 +17,7 @@ import numpy as np
 from PIL import Image
 
 from model.caption import Regions, Word
-from tests.service.fakes import InMaking, MadeUpCaptioner
+from tests.service.fakes import LAYERS, InMaking, MadeUpCaptioner
 
 Kind = Literal["good", "raises", "deadly", "slow"]
 KINDS: tuple[Kind, ...] = ("good", "raises", "deadly", "slow")
@@ -74,6 +74,9 @@ class StandIn(MadeUpCaptioner):
     So it does as much per second in batches as one by one, which is about how a model on a processor behaves, and its
     capacity is known: one caption in `look + words` seconds.
 
+    With `early_exit` words leave early, as the promised SpeedUp has it, and take that much less time; else at layer 1,
+    at any speed, in the same time.
+
     Set `hangs` and its next step never ends. `on_work` hears of each piece of work, by time.monotonic().
     """
 
@@ -81,8 +84,15 @@ class StandIn(MadeUpCaptioner):
     revision = "57a9d1057a9d"
     extractor_revision = "57a9d10e7ac7"
 
-    def __init__(self, look: float, words: float, on_work: Callable[[float, float], None] = lambda *_: None) -> None:
+    def __init__(
+        self,
+        look: float,
+        words: float,
+        on_work: Callable[[float, float], None] = lambda *_: None,
+        early_exit: bool = False,
+    ) -> None:
         super().__init__()
+        self._early_exit = early_exit
         self.hangs = threading.Event()
         self._look, self._words, self._on_work = look, words, on_work
         self._worked: dict[InMaking, float] = {}  # seconds that the model has worked on each
@@ -104,7 +114,8 @@ class StandIn(MadeUpCaptioner):
     def words_of(self, each: InMaking) -> tuple[Word, ...]:
         number, _, _ = _photo_of(each)
         said = f"{caption_of(number, each.speed.tau, each.beam)} model {self._worked.get(each, 0.0) * 1e6:.0f}"
-        return tuple(Word(word, 1, 0.5, -0.1) for word in [*said.split(), ""])
+        layer = round(LAYERS / self._speedup(each)) if self._early_exit else 1
+        return tuple(Word(word, layer, 0.5, -0.1) for word in [*said.split(), ""])
 
     def words_so_far(self, ticket: int, begin: int = 0) -> tuple[Word, ...]:
         """Not the last, the time that it all took: that is known at the end."""
@@ -121,7 +132,8 @@ class StandIn(MadeUpCaptioner):
         while self.hangs.is_set() and real:
             time.sleep(1)
         slow = KINDS.index("slow")
-        took = self._work(sum(SLOW_STEP if kind == slow else self._words / STEPS for _, kind, _ in real.values()))
+        usual = {each: self._words / STEPS / self._speedup(each) for each in real}
+        took = self._work(sum(SLOW_STEP if kind == slow else usual[each] for each, (_, kind, _) in real.items()))
         for each, (_, _, looked) in real.items():
             self._worked[each] = self._worked.get(each, looked) + took
         super().step()
@@ -130,6 +142,9 @@ class StandIn(MadeUpCaptioner):
     def reset(self) -> None:
         super().reset()
         self._worked.clear()
+
+    def _speedup(self, each: InMaking) -> float:
+        return each.speed.promised if self._early_exit else 1.0
 
     def _work(self, seconds: float) -> float:
         """Sleeps, and returns how long that took."""
