@@ -10,7 +10,7 @@ from service.jobs import Job
 from service.routes.asking import new_job, unless_gone
 from service.routes.caption_docs import OPENAPI, RESPONSES
 from service.routes.context import Context, context_of
-from service.routes.jobs import answer_later
+from service.routes.jobs import answer_later, new_id, owner_of
 from service.routes.preferences import idempotency_key, prefers_later, wants_events
 from service.routes.reading import read_request
 from service.routes.streams import answer_in_words
@@ -43,6 +43,8 @@ async def caption(request: Request) -> Response:
     model = context.front.check_ready()  # before the body: who cannot be served need not send it
     key, events = idempotency_key(request), wants_events(request)
     later = prefers_later(request) and not events  # a preference may be passed over, and `Accept` not
+    if later and key is not None:
+        request.state.named_job = new_id(owner_of(request), key)
     context.charge(request)
     settings = context.settings
     image, options = await read_request(request, settings.max_body_bytes, settings.timeout_ms / 1000)

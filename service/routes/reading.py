@@ -17,7 +17,7 @@ from starlette.requests import ClientDisconnect
 
 from service.errors import Problem, printable
 from service.jobs import PRIORITIES, Priority
-from service.routes.context import context_of
+from service.routes.context import Context, context_of
 from service.schemas import CaptionOptions, read_options
 
 IMAGE = "image"
@@ -101,7 +101,7 @@ async def chunks(request: Request, max_bytes: int, priority: Priority | None = N
     too_large = Problem("body_too_large", f"At most {max_bytes:,} bytes are taken.")
     if announced > max_bytes:
         raise too_large
-    await context.front.check_room(context.settings.depths, priority)
+    await _check_room(request, context, priority)
     upload = request.state.upload = context.uploads.begin(announced)
     count = 0
     try:
@@ -114,6 +114,16 @@ async def chunks(request: Request, max_bytes: int, priority: Priority | None = N
                 yield chunk
     except ClientDisconnect as error:
         raise Problem("client_gone", "The connection closed before the body was complete.") from error
+
+
+async def _check_room(request: Request, context: Context, priority: Priority | None) -> None:
+    """Raises `Problem` as the front's `check_room` does, unless the request is for a job that has its place already."""
+    try:
+        await context.front.check_room(context.settings.depths, priority)
+    except Problem:
+        job = getattr(request.state, "named_job", None)
+        if job is None or await context.front.find(job) is None:
+            raise
 
 
 def refuse_encoded(request: Request) -> None:

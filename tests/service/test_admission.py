@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import io
 import time
+from collections.abc import Coroutine
 from typing import Any
 
 import httpx
@@ -72,15 +73,34 @@ async def test_a_full_queue_refuses_at_once_and_says_when_to_come_back(
     assert value('deecap_rejections_total{reason="overloaded"}') == 1
 
 
+async def test_a_full_queue_does_not_keep_a_client_from_the_job_that_it_has(
+    client: httpx.AsyncClient, app: FastAPI, captioner: FakeCaptioner
+) -> None:
+    def submit(key: str) -> Coroutine[Any, Any, httpx.Response]:
+        headers = {"Prefer": "respond-async", "Idempotency-Key": key}
+        return client.post(URL, content=photo(9), headers=headers)
+
+    known = (await submit("before")).json()
+    while (await client.get(f"/v1/jobs/{known['id']}")).json()["state"] != "done":
+        await asyncio.sleep(0.01)
+    held = await fill(client, app, captioner)
+    assert_problem(await submit("after"), 503, "overloaded")
+    again = await submit("before")
+    assert again.status_code == 202
+    assert again.json()["id"] == known["id"]
+    captioner.go.set()
+    assert [(await task).status_code for task in held] == [200] * 4
+
+
 async def test_interactive_photos_go_before_batch(
     client: httpx.AsyncClient, app: FastAPI, captioner: FakeCaptioner, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begun: list[int] = []
 
-    def decode(image: bytes, limits: ImageLimits) -> Image.Image:
+    def decode(image: bytes, limits: ImageLimits, sufficient_side: int) -> Image.Image:
         with Image.open(io.BytesIO(image)) as header:
             begun.append(header.width - 40)
-        return images.decode(image, limits)
+        return images.decode(image, limits, sufficient_side)
 
     monkeypatch.setattr(service.caption_maker, "decode", decode)
     captioner.looking.clear()
@@ -211,7 +231,6 @@ async def test_without_a_worker_or_while_it_stops_a_front_refuses_before_the_bod
     app = create_app(settings, broker=broker)
     async with running(app) as client:
         await until(lambda: broker.opened)
-        await until(lambda: Context.of(app).front.state is not None)
         assert await told_at_the_head(app) == (503, b"2")
         broker.workers = FakeBroker().workers
         await until_ready(client)
