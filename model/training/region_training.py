@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model.bottom_up.box_overlap import pairwise_iou, suppress
+from model.bottom_up.box_overlap import suppress
 from model.bottom_up.region_head import Candidates, RegionHead
 from model.bottom_up.region_limits import MOST, NMS_IOU
 from model.bottom_up.trunk import Trunk
@@ -24,11 +24,11 @@ from model.training.features import FULL
 from model.training.given_boxes import GivenBoxes, in_view, pad_boxes, read_boxes
 from model.training.memory_format import channels_last
 from model.training.photos import photo_names
-from model.training.region_loss import SURE, region_losses
+from model.training.region_loss import region_losses
+from model.training.region_recall import Recall
 from model.training.regions import PhotoRows, PhotoSource, kept_rows
 from model.training.settings import TrainSettings
 
-OVERLAP = 0.5  # from which a region has found a given box
 BATCH = 32  # photos at a time where nothing is learned
 
 
@@ -142,22 +142,17 @@ class RegionTrainer:
 
     @torch.no_grad()
     def recalls(self) -> dict[str, float]:
-        """Share of the val photos' sure boxes that the top 10 and the top 36 regions find, at an IoU of 0.5."""
+        """Of the val photos' sure boxes, for the top 10 and the top 36 regions."""
         self.head.eval()
-        given = found_10 = found_36 = 0
+        recall = Recall()
         for start in range(0, len(self.val_rows), BATCH):
             rows = self.val_rows[start : start + BATCH]
             candidates = self._look(rows, [FULL] * len(rows))
             chances = candidates.objectness.float().sigmoid()
-            for photo, row in enumerate(rows):
-                boxes = self.given.of[self.photos.names[row]]
-                sure = torch.from_numpy(boxes[boxes[:, 5] >= SURE, :4]).to(self.device)
-                kept = suppress(candidates.boxes[photo], chances[photo], NMS_IOU, MOST)
-                hit = pairwise_iou(sure, candidates.boxes[photo, kept]) >= OVERLAP  # (G, R)
-                given += len(sure)
-                found_10 += int(hit[:, :10].any(1).sum())
-                found_36 += int(hit.any(1).sum())
-        return {"recall_10": found_10 / max(given, 1), "recall_36": found_36 / max(given, 1), "boxes": given}
+            for boxes, sure, row in zip(candidates.boxes, chances, rows, strict=True):
+                kept = suppress(boxes, sure, NMS_IOU, MOST)
+                recall.add(self.given.of[self.photos.names[row]], boxes[kept])
+        return recall.to_json()
 
     def _log(self, **line: Any) -> None:
         with (self.work / "log.jsonl").open("a") as log:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -29,7 +30,10 @@ def look(
         typer.Option(dir_okay=False, help="Object vocabulary, a name a line, where the extractor only has numbers."),
     ] = None,
     bundle: Annotated[
-        Path | None, typer.Option(help="Folder with the extractor: a model's, or what convert-vg wrote.")
+        Path | None,
+        typer.Option(
+            help="Folder with the extractor: a model's, or what convert-vg wrote. Default: the region head that ships."
+        ),
     ] = None,
     device: Annotated[str | None, typer.Option(help="auto, cpu or cuda. Default: auto.")] = None,
 ) -> None:
@@ -49,7 +53,7 @@ def look(
     require_onnx_runtime()
     from model.bottom_up.picture import Drawn, draw_regions
 
-    settings = read_settings(bundle=bundle, device=device)
+    settings = read_settings(bundle=bundle or Path(str(files("model"))) / "bundles" / "regions", device=device)
     try:
         image = read_photo(photo, ImageLimits(settings.max_pixels, settings.min_side))
     except UnreadableError as error:

@@ -19,6 +19,7 @@ from model.bundle import EXTRACTOR
 
 Command = Callable[..., Result]
 
+SAMPLES = Path(__file__).parents[2] / "samples"
 CHANCES = [[0.1, 0.8, 0.9], [0.2, 0.1, 0.5]]  # of a cat, of a dog, and of anything
 BOXES = [[0.25, 0.25, 0.75, 0.5], [0.0, 0.0, 0.5, 1.0]]
 
@@ -115,3 +116,14 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
         assert reason in done.stderr
     assert photo.read_bytes() == content
     assert not (tmp_path / "boxes.png").exists()
+
+
+def test_the_region_head_that_ships_sees_a_cat(command: Command, tmp_path: Path) -> None:
+    done = command("look", SAMPLES / "cat.jpg", "--out", tmp_path / "boxes.png")
+    assert done.exit_code == 0, done.output
+    score, name, box = done.stdout.splitlines()[0].split("\t")
+    assert name == "cat"
+    assert float(score) > 0.3
+    x0, y0, x1, y1 = (float(number) for number in box.split())
+    assert x1 - x0 > 200  # of 451 pixels: it fills the photo
+    assert y1 - y0 > 150

@@ -33,3 +33,18 @@ def test_boxes_and_a_trunk_are_needed(tmp_path: Path) -> None:
     code, said = train_regions(tmp_path, "run/last")
     assert code == 2
     assert "it has no trunk" in said.replace("\n", "")
+
+
+def test_what_has_no_region_head_is_not_measured(tmp_path: Path) -> None:
+    shipped = Path(__file__).parents[2] / "model" / "bundles" / "deecap-flickr8k"
+    (tmp_path / "boxes.json").write_text('{"classes": [], "boxes": {}}')
+    options = ["--data", str(tmp_path), "--measure", str(shipped)]
+    done = CliRunner().invoke(app, ["train-regions", *options])
+    assert done.exit_code == 2
+    assert "has no region head" in done.output.replace("\n", " ")
+
+
+def test_without_a_trunk_there_is_nothing_to_train_on(tmp_path: Path) -> None:
+    done = CliRunner().invoke(app, ["train-regions", "--data", str(tmp_path)])
+    assert done.exit_code == 2
+    assert "--trunk RUN/STAGE is needed" in done.output.replace("\n", " ")

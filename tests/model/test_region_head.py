@@ -23,6 +23,7 @@ from model.bottom_up.trunk import Trunk
 from model.training.features import CROPPED, CROPPED_FLIPPED, FLIPPED, FULL, view_boxes, view_pixels
 from model.training.given_boxes import in_view, pad_boxes, read_boxes
 from model.training.region_loss import assign, region_losses
+from model.training.region_recall import Recall
 from model.training.region_training import RegionSettings, RegionTrainer
 from model.training.regions import PhotoRows
 
@@ -181,6 +182,26 @@ def test_a_box_of_which_a_crop_leaves_little_is_not_taught() -> None:
     assert outside
     assert all(len(in_view(edge, CROPPED, seed)) == 0 for seed in outside)
     assert len(in_view(edge, FULL, 0)) == 1
+
+
+def test_recall_by_hand() -> None:
+    given = np.array(
+        [
+            [0.0, 0.0, 0.5, 0.5, 0, 0.9],  # found by the eleventh region: 0.8 of it
+            [0.5, 0.5, 1.0, 1.0, 1, 0.3],  # found by the first, exactly
+            [0.0, 0.5, 0.5, 1.0, 2, 0.5],  # of which the second covers 0.4
+            [0.5, 0.0, 1.0, 0.5, 2, 0.29],  # not sure enough to count
+        ],
+        np.float32,
+    )
+    regions = torch.tensor(
+        [[0.5, 0.5, 1.0, 1.0], [0.0, 0.5, 0.2, 1.0], *[[0.0, 0.0, 0.01, 0.01]] * 8, [0.0, 0.0, 0.4, 0.5]]
+    )
+    recall = Recall()
+    assert recall.to_json() == {"recall_10": 0.0, "recall": 0.0, "boxes": 0, "regions_per_photo": 0.0}
+    recall.add(given, regions)
+    recall.add(given[:0], regions[:1])
+    assert recall.to_json() == {"recall_10": 1 / 3, "recall": 2 / 3, "boxes": 3, "regions_per_photo": 6.0}
 
 
 def test_the_head_learns_where_the_made_up_things_are(tmp_path: Path) -> None:
