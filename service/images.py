@@ -9,6 +9,7 @@ from io import BytesIO
 
 from PIL import Image, ImageOps
 
+from model.bottom_up.reduced_jpeg import reduce_jpeg
 from service.errors import Problem
 
 FORMATS = ("JPEG", "PNG", "WebP", "GIF", "BMP", "TIFF")
@@ -76,8 +77,7 @@ def decode(data: bytes, limits: ImageLimits, sufficient_side: int = 0) -> Image.
     """
     image = _open(data, limits)
     try:
-        if sufficient_side:
-            image.draft(None, (sufficient_side, sufficient_side))  # which other formats than JPEG take for a no-op
+        reduce_jpeg(image, sufficient_side)
         image.load()
     except Exception as error:  # Pillow's plugins raise what they like here: OSError, SyntaxError, struct.error, ...
         raise _undecodable() from error

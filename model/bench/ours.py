@@ -10,6 +10,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from model.bottom_up.reduced_jpeg import reduce_jpeg
 from model.caption import Regions
 from model.captioner import Captioner
 from model.decoding.beam import Step
@@ -126,8 +127,7 @@ def taken_tests(policy: ExitPolicy, left: int, tau: float) -> list[int]:
 def decode_image(data: bytes, sufficient_side: int) -> Image.Image:
     """A file's bytes to a picture, decoded as far as the worker does."""
     image = Image.open(BytesIO(data))
-    if sufficient_side:
-        image.draft(None, (sufficient_side, sufficient_side))
+    reduce_jpeg(image, sufficient_side)
     image.load()
     return image
 

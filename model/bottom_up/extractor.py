@@ -118,7 +118,7 @@ class Extractor:
 
     @property
     def sufficient_side(self) -> int:
-        """Pixels of each side of a photo beyond which `prepare` gains nothing; 0 where all that there are count."""
+        """Pixels of each side that a photo may be reduced to while it is decoded; 0 where all that there are count."""
         return 0 if self.kind == VISUAL_GENOME else SUFFICIENT_SIDE
 
     def prepare(self, image: Image.Image) -> np.ndarray:

@@ -46,7 +46,7 @@ def look(
 
     from service.images import ImageLimits
 
-    if out.suffix.lower() not in Image.registered_extensions():
+    if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:  # many can only be read
         stop(f"--out must end like a picture, such as .png: {shown(out)}")
     if out.exists() and photo.exists() and out.samefile(photo):
         stop("--out is the photo itself")
@@ -60,7 +60,10 @@ def look(
         stop(f"{shown(photo)}: {error}", code=1)
     extractor, _ = load_extractor(settings)
     vocabulary = _read_names(names) if names else extractor.classes
-    (regions,) = extractor.look([image])
+    try:
+        (regions,) = extractor.look([image])
+    except OSError as error:
+        stop(f"{shown(photo)}: {error}", code=1)
     found = _name(regions, vocabulary, at_least)
     drawn = [Drawn(regions.boxes[index], f"{name} {score:.2f}", kind) for index, score, name, kind in found]
     named = {index for index, *_ in found}

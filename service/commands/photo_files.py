@@ -19,7 +19,7 @@ class UnreadableError(Exception):
 
 
 def read_photo(path: Path, limits: ImageLimits, sufficient_side: int = 0) -> Image.Image:
-    """The picture in the file, as a service would decode it (`service.images.decode`). Raises `UnreadableError`."""
+    """The picture in the file, as `service.images.decode` gives it. Raises `UnreadableError`."""
     from service.errors import Problem
     from service.images import decode
 

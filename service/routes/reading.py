@@ -117,12 +117,14 @@ async def chunks(request: Request, max_bytes: int, priority: Priority | None = N
 
 
 async def _check_room(request: Request, context: Context, priority: Priority | None) -> None:
-    """Raises `Problem` as the front's `check_room` does, unless the request is for a job that has its place already."""
+    """Raises `Problem` as the front's `check_room` does, but for a job that is known by its `Idempotency-Key`: it waits
+    already, or is done.
+    """
     try:
         await context.front.check_room(context.settings.depths, priority)
-    except Problem:
+    except Problem as problem:
         job = getattr(request.state, "named_job", None)
-        if job is None or await context.front.find(job) is None:
+        if problem.code != "overloaded" or job is None or await context.front.find(job) is None:
             raise
 
 

@@ -107,6 +107,7 @@ def test_what_cannot_be_done_is_said_before_anything_is_written(
     for arguments, reason in (
         ((photo, "--out", photo), "the photo itself"),
         ((photo, "--out", tmp_path / "boxes.txt"), "must end like a picture"),
+        ((photo, "--out", tmp_path / "boxes.psd"), "must end like a picture"),
         ((tmp_path / "none.jpg", "--out", tmp_path / "boxes.png"), "none.jpg: No such file"),
         ((photo, "--out", tmp_path / "no" / "boxes.png"), "cannot write"),
         ((photo, "--out", tmp_path / "boxes.png", "--names", tmp_path / "none.txt"), "cannot read"),

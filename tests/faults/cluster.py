@@ -98,7 +98,7 @@ class Cluster:
     """One front, two workers, one Redis. `heal` before each use; `close` ends all processes, whatever happened."""
 
     def __init__(self, folder: Path, *, append_only: bool = False, **environment: object) -> None:
-        """`environment`: of its processes, beside and before what all clusters have."""
+        """`environment`: of its processes; it overrides what all clusters have."""
         self._folder = folder
         self._environment = {name: str(value) for name, value in environment.items()}
         self.redis = RedisServer(append_only=append_only)

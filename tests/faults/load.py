@@ -6,7 +6,7 @@ import asyncio
 import itertools
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
@@ -17,6 +17,7 @@ from tests.faults.stand_in import Kind, caption_of, photo
 from tests.service.fakes import SPEEDS
 
 SPEED_NAMES = ("balanced", "full", "fast", "turbo")
+EMPTY: Mapping[str, object] = {}
 DEADLINE = 20.0  # seconds that a request may take: far more than any fault here lasts
 MARGIN = 3.0  # seconds after the deadline in which the answer must be here; later it counts as none
 _numbers = itertools.count(1)  # each photo differs from all others of this run
@@ -43,8 +44,8 @@ class Sent:
     @property
     def answered(self) -> bool:
         """With the caption of its own photo, at the speed that it asked for unless it allows others."""
-        own = f"photo {self.number} " if self.may_be_faster else caption_of(self.number, SPEEDS.resolve(self.speed).tau)
-        return self.status == 200 and self.caption.startswith(own.rstrip() + " ")
+        own = f"photo {self.number}" if self.may_be_faster else caption_of(self.number, SPEEDS.resolve(self.speed).tau)
+        return self.status == 200 and self.caption.startswith(own + " ")
 
     def __str__(self) -> str:
         what = self.caption or self.error or "nothing"
@@ -87,12 +88,17 @@ class Load:
     def burst(self, count: int, **options: object) -> list[Sent]:
         return [self.send(**options) for _ in range(count)]
 
-    async def run(self, per_second: float, seconds: float, **options: object) -> None:
-        """Open loop: evenly, however slow the answers are. Where this process was late, it catches up."""
+    async def run(
+        self, per_second: float, seconds: float, every_other: Mapping[str, object] = EMPTY, **options: object
+    ) -> None:
+        """Open loop: evenly, however slow the answers are. Where this process was late, it catches up.
+
+        `every_other`: further options, of every second request.
+        """
         begin = time.monotonic()
         for count in range(round(per_second * seconds)):
             await asyncio.sleep(begin + count / per_second - time.monotonic())
-            self.send(**options)
+            self.send(**options, **(every_other if count % 2 else EMPTY))
         await asyncio.sleep(begin + seconds - time.monotonic())
 
     async def answers(self) -> None:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
 import statistics
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -44,10 +42,8 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
 async def loaded(cluster: Cluster, share: float, seconds: float, allowing: bool) -> list[Sent]:
     """`share` times the capacity for so long; every other client allows more speed, or none does."""
     async with Load(cluster.front.address) as load:
-        begin, rate = time.monotonic(), share * 2 / (LOOK + WORDS)
-        for number in range(round(rate * seconds)):
-            await asyncio.sleep(begin + number / rate - time.monotonic())
-            load.send(speed=FULL, **({"max_speed": MOST} if allowing and number % 2 else {}))
+        allowed = {"max_speed": MOST} if allowing else {}
+        await load.run(share * 2 / (LOOK + WORDS), seconds, every_other=allowed, speed=FULL)
     assert_all_answered(load.all, but=("overloaded",))
     return load.all
 

@@ -81,8 +81,9 @@ async def test_a_full_queue_does_not_keep_a_client_from_the_job_that_it_has(
         return client.post(URL, content=photo(9), headers=headers)
 
     known = (await submit("before")).json()
-    while (await client.get(f"/v1/jobs/{known['id']}")).json()["state"] != "done":
-        await asyncio.sleep(0.01)
+    async with asyncio.timeout(5):
+        while (await client.get(f"/v1/jobs/{known['id']}")).json()["state"] != "done":
+            await asyncio.sleep(0.01)
     held = await fill(client, app, captioner)
     assert_problem(await submit("after"), 503, "overloaded")
     again = await submit("before")
@@ -231,6 +232,7 @@ async def test_without_a_worker_or_while_it_stops_a_front_refuses_before_the_bod
     app = create_app(settings, broker=broker)
     async with running(app) as client:
         await until(lambda: broker.opened)
+        await until(lambda: Context.of(app).front.state is not None)
         assert await told_at_the_head(app) == (503, b"2")
         broker.workers = FakeBroker().workers
         await until_ready(client)
