@@ -171,6 +171,19 @@ def test_buffers_that_stay_give_what_a_plain_run_gives(random_bundle: Any) -> No
             np.testing.assert_allclose(one, other, atol=1e-5)
 
 
+@pytest.mark.gpu
+def test_a_gpu_gives_what_the_processor_gives(random_bundle: Any) -> None:
+    if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
+        pytest.skip("ONNX Runtime has no CUDA provider: pip install '.[gpu]'")
+    on_gpu, on_cpu = (Extractor(random_bundle.folder / EXTRACTOR, device) for device in ("cuda", "cpu"))
+    for count, seed in ((1, 0), (3, 1), (1, 2)):
+        for one, other in zip(
+            on_gpu.look_at_pixels(noise(count, seed)), on_cpu.look_at_pixels(noise(count, seed)), strict=True
+        ):
+            np.testing.assert_allclose(one.features, other.features, rtol=1e-2, atol=1e-2)
+            np.testing.assert_allclose(one.boxes, other.boxes, atol=1e-3)
+
+
 def test_the_graph_names_no_files_of_the_machine_it_was_made_on(random_bundle: Any) -> None:
     content = (random_bundle.folder / EXTRACTOR).read_bytes()
     assert b"site-packages" not in content
