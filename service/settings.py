@@ -141,7 +141,7 @@ class Settings(BaseSettings):
         150.0,
         gt=0,
         description="Milliseconds in the queue above which photos whose clients gave `max_speed` are captioned faster. "
-        "150 is about what a caption itself takes.",
+        "150 is what seven captions take on two cores.",
     )
     hang_timeout_s: float = Field(
         20.0,

@@ -12,7 +12,7 @@ from model.bench.clock import milliseconds, spread
 from model.bench.ours import decode_image
 from model.captioner import Captioner
 
-TOGETHER = 8  # photos
+TOGETHER = {"cpu": (1, 8), "cuda": (1, 8, 64)}  # photos
 
 
 def measure_looking(captioner: Captioner, photos: Sequence[bytes], count: int, rounds: int) -> dict[str, Any]:
@@ -27,7 +27,7 @@ def measure_looking(captioner: Captioner, photos: Sequence[bytes], count: int, r
 
     stacked = len({captioner.prepare(decode_image(data, captioner.sufficient_side)).shape for data in photos}) == 1
     found: dict[str, Any] = {}
-    for size in (1, TOGETHER) if stacked else (1,):
+    for size in TOGETHER[captioner.device] if stacked else (1,):
         batches = [
             [photos[(first + more) % len(photos)] for more in range(size)]
             for first in range(0, max(count, size) - size + 1, size)

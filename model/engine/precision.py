@@ -34,7 +34,7 @@ class Precision:
 def choose_precision(device: str, name: str | None = None) -> Precision:
     """The precision of a name, by default the device's fastest: int8 on a CPU, bfloat16 on a GPU.
 
-    Raises `ValueError` for another name, or int8 on a GPU.
+    bfloat16 on a CPU is for trials: its others are faster. Raises `ValueError` for another name, or int8 on a GPU.
     """
     on_cpu = torch.device(device).type == "cpu"
     chosen = name or ("int8" if on_cpu else "bfloat16")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import itertools
 import signal
 import time
@@ -104,6 +105,33 @@ async def test_a_worker_killed_during_batches(cluster: Cluster, books: Books) ->
     those = [sent for batch in batches for sent in batch]
     assert_all_answered([sent for sent in those if sent.kind == "good"])
     assert codes([sent for sent in those if sent.kind == "raises"]) == {"internal": 4}
+    books.check(those, front=False)
+    assert books.new_redelivered > 0, "the killed worker had nothing in hand: the test shows nothing"
+    assert books.new_dead == 0
+
+
+async def infer(client: httpx.AsyncClient, those: list[Sent]) -> None:
+    """One request of the Open Inference Protocol: all of its captions, or one error for the whole."""
+    data = [base64.b64encode(photo(sent.number, sent.kind, ms=5)).decode() for sent in those]
+    images = {"name": "image", "shape": [len(those)], "datatype": "BYTES", "data": data}
+    speed = {"name": "speed", "shape": [1], "datatype": "BYTES", "data": ["fast"]}
+    response = await client.post("/v2/models/stand-in/infer", json={"inputs": [images, speed]})
+    assert response.status_code == 200, response.text
+    (found,) = [output for output in response.json()["outputs"] if output["name"] == "caption"]
+    assert found["shape"] == [len(those)]
+    for sent, caption in zip(those, found["data"], strict=True):
+        hear(sent, 200, {"caption": caption})
+
+
+async def test_a_worker_killed_during_requests_of_the_open_inference_protocol(cluster: Cluster, books: Books) -> None:
+    async with client_of(cluster) as client:
+        requests = [[new() for _ in range(12)] for _ in range(4)]
+        asked = [asyncio.create_task(infer(client, those)) for those in requests]
+        await both_at_work(cluster)
+        cluster.workers[0].kill()
+        await asyncio.gather(*asked)
+    those = [sent for request in requests for sent in request]
+    assert_all_answered(those)
     books.check(those, front=False)
     assert books.new_redelivered > 0, "the killed worker had nothing in hand: the test shows nothing"
     assert books.new_dead == 0

@@ -26,6 +26,8 @@ from model.bench.peers import PEERS, Peer, Sizes, import_transformers, peer_capt
 from model.bench.photos import read_photos
 from model.bench.plot import plot_bench, plot_breakdown
 from model.bench.report import align, to_text
+from model.bench.trade_off import surest
+from model.bottom_up.detections import Detections
 from model.captioner import Captioner
 from model.decoding.search import greedy_search
 from model.deecap import DeeCap
@@ -378,3 +380,13 @@ def test_peers_and_breakdown_can_be_left_out(random_bundle: Any):
     assert not {"peers", "breakdown"} & set(result)
     assert [row["name"] for row in result["decoder"]["rows"][:2]] == [BASELINE, "TF-1L"]  # no tests, no tiers
     assert "Peers" not in to_text(result)
+
+
+def test_fewer_regions_are_the_surest_and_all_cells():
+    chances = np.array([[0.1, 0.9], [0.4, 0.6], [0.7, 0.3], [1.0, 0.0], [1.0, 0.0]], np.float32)  # the last two: cells
+    boxes, features = np.arange(20, dtype=np.float32).reshape(5, 4), np.arange(5, dtype=np.float32)[:, None]
+    for most, rows in ((1, [0, 3, 4]), (2, [0, 1, 3, 4]), (9, [0, 1, 2, 3, 4])):
+        found = surest(Detections(boxes, features, chances), most)
+        assert found.features[:, 0].tolist() == rows
+        assert found.boxes[:, 0].tolist() == [4.0 * row for row in rows]
+        assert len(found.scores) == len(rows)

@@ -23,6 +23,7 @@ import model.training.features as features_module
 from model.bottom_up.bound_session import BoundSession
 from model.bottom_up.export import GridExtractor
 from model.bottom_up.extractor import PROVIDERS, Extractor, ExtractorError
+from model.bottom_up.extractor_kinds import EMBEDDED, REGIONS
 from model.bottom_up.grid import cells, grid_boxes
 from model.bottom_up.preprocess import normalise, to_pixels
 from model.bottom_up.trunk import (
@@ -37,6 +38,8 @@ from model.bottom_up.trunk import (
 from model.bundle import EXTRACTOR
 from model.training.features import CROPPED, CROPPED_FLIPPED, FLIPPED, FULL, bottom_features, view_pixels
 from model.training.photos import iterate_photos, photo_names
+
+SHIPPED_REGIONS = Path(__file__).parents[2] / "model" / "bundles" / "regions"
 
 # The graph ---------------------------------------------------------------------------------------------------------
 
@@ -156,9 +159,15 @@ def test_a_silent_fallback_of_the_provider_is_refused(random_bundle: Any, monkey
         Extractor(random_bundle.folder / EXTRACTOR, "cuda")
 
 
-def test_buffers_that_stay_give_what_a_plain_run_gives(random_bundle: Any) -> None:
+def file_of(kind: str, random_bundle: Any) -> Path:
+    """An extractor of the kind: a random one, or the region head that ships."""
+    return random_bundle.folder / EXTRACTOR if kind == EMBEDDED else SHIPPED_REGIONS / EXTRACTOR
+
+
+@pytest.mark.parametrize("kind", [EMBEDDED, REGIONS])
+def test_buffers_that_stay_give_what_a_plain_run_gives(kind: str, random_bundle: Any) -> None:
     """What a GPU runs with, here in ordinary memory."""
-    path = random_bundle.folder / EXTRACTOR
+    path = file_of(kind, random_bundle)
     plain = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     bound = BoundSession(onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"]), pinned=False)
     kept = []
@@ -172,10 +181,11 @@ def test_buffers_that_stay_give_what_a_plain_run_gives(random_bundle: Any) -> No
 
 
 @pytest.mark.gpu
-def test_a_gpu_gives_what_the_processor_gives(random_bundle: Any) -> None:
+@pytest.mark.parametrize("kind", [EMBEDDED, REGIONS])
+def test_a_gpu_gives_what_the_processor_gives(kind: str, random_bundle: Any) -> None:
     if PROVIDERS["cuda"] not in onnxruntime.get_available_providers():
         pytest.skip("ONNX Runtime has no CUDA provider: pip install '.[gpu]'")
-    on_gpu, on_cpu = (Extractor(random_bundle.folder / EXTRACTOR, device) for device in ("cuda", "cpu"))
+    on_gpu, on_cpu = (Extractor(file_of(kind, random_bundle), device) for device in ("cuda", "cpu"))
     for count, seed in ((1, 0), (3, 1), (1, 2)):
         for one, other in zip(
             on_gpu.look_at_pixels(noise(count, seed)), on_cpu.look_at_pixels(noise(count, seed)), strict=True
