@@ -136,6 +136,7 @@ async def works(cluster: Cluster, worker: object) -> None:
 
 async def test_sigterm_drains_a_worker(cluster: Cluster, books: Books) -> None:
     told = cluster.workers[0]
+    before = len(told.said)  # by other tests, in which photos fail
     async with Load(cluster.front.address) as load:
         await load.run(RATE, 0.5)
         await some_in_hand(cluster, load)
@@ -143,7 +144,7 @@ async def test_sigterm_drains_a_worker(cluster: Cluster, books: Books) -> None:
         await load.run(RATE, 1.0)
         status = told.ended(10)
     assert status == 0, f"exit status {status}:\n{told.said[-2000:]}"
-    assert "Traceback" not in told.said, told.said[-3000:]
+    assert "Traceback" not in told.said[before:], told.said[-3000:]
     assert_all_answered(load.all)
     books.check(load.all)
     assert books.new_redelivered == 0, f"{books.new_redelivered} photos were left behind, for others to find"
