@@ -46,20 +46,19 @@ class Choice:
 
 def surest(found: Detections, most: int) -> Detections:
     """The first `most` regions that name something, and all that name nothing, which are a region head's cells."""
-    named = found.scores > 0
-    rows = np.flatnonzero(~named | (named.cumsum() <= most))
+    rows = np.flatnonzero(~found.named | (found.named.cumsum() <= most))
     return Detections(found.boxes[rows], found.features[rows], found.class_probabilities[rows])
 
 
 def quality(choices: Sequence[Choice], captions: Path, photos: Path, limit: int | None) -> list[dict[str, Any]]:
     """CIDEr-D x 100 of each choice at each tier, greedy, and how many regions it had."""
-    seen: dict[int, EvaluationSet] = {}
+    seen: dict[Captioner, EvaluationSet] = {}
     rows = []
     for choice in choices:
-        key = id(choice.captioner)
-        if key not in seen:
-            seen[key] = look_at_split(choice.captioner, captions, photos, "val", limit)
-        given = dataclasses.replace(seen[key], regions=tuple(map(choice.of, seen[key].regions)))
+        if choice.captioner not in seen:
+            seen[choice.captioner] = look_at_split(choice.captioner, captions, photos, "val", limit)
+        found = seen[choice.captioner]
+        given = dataclasses.replace(found, regions=tuple(map(choice.of, found.regions)))
         row: dict[str, Any] = {"name": choice.name, "regions": float(np.mean([len(r.boxes) for r in given.regions]))}
         for tier in TIERS:
             run = describe_all(choice.captioner, given, choice.captioner.speeds.tiers[tier])
@@ -107,6 +106,8 @@ def main() -> None:
     words.add_argument("--rounds", type=int, default=3, help="times each is timed, of which the median counts")
     words.add_argument("--limit", type=int, help="only so many photos of the split val")
     options = words.parse_args()
+    if len({bundle.name for bundle in options.bundles}) < len(options.bundles):
+        words.error("bundles are told apart by the names of their folders: each needs its own")
     timed, choices = read_photos(options.photos, options.count), []
     for bundle in options.bundles:
         captioner = Captioner.load(bundle, "cpu")

@@ -25,3 +25,8 @@ class Detections(Regions):
     def scores(self) -> np.ndarray:
         """float32 `(R,)`: probabilities of `classes`."""
         return np.max(self.class_probabilities[:, 1:], axis=1)
+
+    @property
+    def named(self) -> np.ndarray:
+        """bool `(R,)`: which name anything at all. The large cells that a region head adds have chances of zero."""
+        return self.scores > 0

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 
 PHOTO_SIZE = 224  # the training photos are 224x224 with their aspect ratio squashed: so are the served ones
 INPUT_SIZE = 288  # what the trunk sees: nine cells of 32 pixels a side
-SUFFICIENT_SIDE = 2 * PHOTO_SIZE  # of a photo's sides: a JPEG reduced to no less differs by a few levels, if at all
+SUFFICIENT_SIDE = 2 * PHOTO_SIZE  # of a photo's sides: a JPEG reduced to no less differs by a few levels at most
 BACKGROUND = (255, 255, 255)  # what shows through transparent pixels
 
 

@@ -68,8 +68,7 @@ def measure_extractor(extractor: Extractor, given: GivenBoxes, captions: Path, p
         found = extractor.look_at_pixels(np.stack([pixels for _, pixels in batch]))
         for (name, _), regions in zip(batch, found, strict=True):
             assert isinstance(regions, Detections)
-            # A cell names nothing: its chances are zeros (`region_selection.parts_of`), a region's are above.
-            recall.add(given.of[name], torch.from_numpy(regions.boxes[regions.scores > 0]))
+            recall.add(given.of[name], torch.from_numpy(regions.boxes[regions.named]))
     return recall
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -45,6 +44,7 @@ def look(
     from PIL import Image
 
     from service.images import ImageLimits
+    from service.settings import shipped_bundle
 
     if Image.registered_extensions().get(out.suffix.lower()) not in Image.SAVE:  # many can only be read
         stop(f"--out must end like a picture, such as .png: {shown(out)}")
@@ -53,7 +53,7 @@ def look(
     require_onnx_runtime()
     from model.bottom_up.picture import Drawn, draw_regions
 
-    settings = read_settings(bundle=bundle or Path(str(files("model"))) / "bundles" / "regions", device=device)
+    settings = read_settings(bundle=bundle or shipped_bundle().with_name("regions"), device=device)
     try:
         image = read_photo(photo, ImageLimits(settings.max_pixels, settings.min_side))
     except UnreadableError as error:
@@ -81,15 +81,17 @@ def look(
 
 def _name(regions: Regions, vocabulary: Sequence[str], at_least: float) -> list[tuple[int, float, str, int]]:
     """Row, probability, name and class of each region that is sure enough, surest first; none of a grid's cells."""
+    import numpy as np
+
     from model.bottom_up.detections import Detections
 
     if not isinstance(regions, Detections):
         return []
     named = []
-    for index, (score, kind) in enumerate(zip(regions.scores, regions.classes, strict=True)):
-        if score >= at_least and score > 0:
-            name = vocabulary[kind] if kind < len(vocabulary) else f"object {kind}"
-            named.append((index, float(score), name, int(kind)))
+    for index in np.flatnonzero(regions.named & (regions.scores >= at_least)):
+        kind = int(regions.classes[index])
+        name = vocabulary[kind] if kind < len(vocabulary) else f"object {kind}"
+        named.append((int(index), float(regions.scores[index]), name, kind))
     return sorted(named, key=lambda one: -one[1])
 
 
