@@ -2,6 +2,7 @@
 
 PYTHON ?= python3
 EXTRA ?= cpu
+PROCESSES ?= 2
 VENV := .venv
 BIN := $(VENV)/bin
 
@@ -26,7 +27,7 @@ DOCS_READY := $(VENV)/ready-docs
 
 help:
 	@echo "make serve   install what is missing into .venv and start the service (EXTRA=gpu for an NVIDIA GPU)"
-	@echo "make test    install what is missing into .venv and run every check"
+	@echo "make test    install what is missing into .venv and run every check (PROCESSES=2 that share the tests)"
 	@echo "make test-long  what takes too long for every change: soak, thousands of cases"
 	@echo "make bench   install what is missing into .venv, measure speed, and write it to bench/ (minutes; idle machine)"
 	@echo "make loadtest  install what is missing into .venv, find what the service holds, and write it to bench/load/"
@@ -40,7 +41,7 @@ test: $(TEST_READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n $(PROCESSES) --dist loadfile --no-loadscope-reorder
 
 test-long: $(TEST_READY)
 	$(BIN)/pytest -m long

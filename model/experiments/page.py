@@ -7,6 +7,7 @@ from pathlib import Path
 
 from model.evaluation.result_rows import ResultRow, comparisons
 from model.exits import SpeedTable
+from model.experiments.ablations import ablations, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.result import Result
@@ -22,6 +23,8 @@ FROM_ROWS: dict[str, Callable[[Sequence[ResultRow]], Result]] = {
     "figure6": figure6,
     "reliability": reliability,
     "policies": policies,
+    "ablations": ablations,
+    "seeds": seeds,
 }
 ROWS = Path(__file__).parent / "rows"
 FOLDER = "results"  # of tables and plots, beside the page
@@ -42,7 +45,8 @@ _HOW = """## How to make a row
     deecap experiment measure --config tf-ee --data DATA --work work
     deecap experiment all
 
-The configurations are in `model/training/configs/systems`. TF-6L of a six-layer decoder is TF-Complete.
+The configurations are in `model/training/configs/systems`, those with one choice changed in
+`model/training/configs/ablations`; `seed` is a line of each. TF-6L of a six-layer decoder is TF-Complete.
 """
 
 

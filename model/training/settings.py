@@ -14,7 +14,8 @@ from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
 SHIPPED = Path(__file__).parent / "configs"
-SYSTEMS = "systems"  # folder of the configurations that the paper's tables compare
+# Folders of the configurations that the paper's tables compare, and of those with one choice of theirs changed.
+COMPARED = ("systems", "ablations")
 
 
 @dataclass(frozen=True)
@@ -95,17 +96,22 @@ def _build(kind: type, data: dict[str, Any], where: str) -> Any:
 
 def _shipped(name: str) -> tuple[Path, ...]:
     """Where a configuration of this name may be among those that ship."""
-    return SHIPPED / f"{name}.toml", SHIPPED / SYSTEMS / f"{name}.toml"
+    return SHIPPED / f"{name}.toml", *(SHIPPED / folder / f"{name}.toml" for folder in COMPARED)
 
 
 def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
-    """Tables are merged name by name; all else, a list of stages too, stands in place of the base's."""
+    """Tables are merged name by name; all else, a list of stages too, stands in place of the base's.
+
+    `[change.NAME]` is merged into the base's stage NAME.
+    """
     try:
         raw = tomllib.loads(path.read_text())
     except tomllib.TOMLDecodeError as error:
         raise ValueError(f"{path}: {error}") from error
     base = raw.pop("base", None)
     if base is None:
+        if "change" in raw:
+            raise ValueError(f"{path}: without a base there is no stage to change")
         return raw
     beside = path.parent / f"{base}.toml"
     found = next((place for place in (beside, *_shipped(base)) if place.is_file()), None)
@@ -116,6 +122,14 @@ def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if "name" not in raw:
         raise ValueError(f"{path}: a name of its own is needed, or it would work in its base's folder")
     merged = _read_with_base(found, (*above, path))
+    stages = {stage.get("name"): stage for stage in merged.get("stage", [])}
+    changed = raw.pop("change", {})
+    if not isinstance(changed, dict) or not all(isinstance(value, dict) for value in changed.values()):
+        raise ValueError(f"{path}: what is to change of a stage stands under [change.NAME]")
+    for name, value in changed.items():
+        if name not in stages:
+            raise ValueError(f"{path}: the base has no stage {name!r} to change")
+        stages[name].update(value)
     for name, value in raw.items():
         both = isinstance(value, dict) and isinstance(merged.get(name), dict)
         merged[name] = {**merged[name], **value} if both else value

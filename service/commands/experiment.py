@@ -13,7 +13,10 @@ from model.exits import SpeedTable
 from service.commands.loading import read_settings, stop
 from service.requirements_check import installed_version
 
-NAMES = ("table1", "table3", "table4", "figure2", "figure3", "figure5", "figure6", "reliability", "policies")
+NAMES = (
+    "table1", "table3", "table4", "figure2", "figure3", "figure5", "figure6",
+    "reliability", "policies", "ablations", "seeds",
+)  # fmt: skip
 ROWS_HELP = "Folder of result rows. Default: those that were committed."
 
 experiment = typer.Typer(help="Measure systems, and rebuild the paper's tables and figures.", no_args_is_help=True)

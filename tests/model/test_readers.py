@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import json
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,13 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model.evaluation.coco_results import write_coco_results
+from model.experiments.ablations import changes
 from model.training.data import read_captions
 from model.training.readers.boxes import make_regions
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import open_regions
 from model.training.regions import RegionFiles
-from model.training.settings import find_settings, read_settings
+from model.training.settings import SHIPPED, find_settings, read_settings
 from service.cli import app
 
 WIDTH, HEIGHT = 640, 480
@@ -211,6 +214,8 @@ def test_a_configuration_is_its_base_but_for_what_it_says(tmp_path: Path) -> Non
     base, a, b = (read_settings(tmp_path / f"{name}.toml") for name in ("base", "a", "b"))
     assert (a.name, a.seed, a.model, a.data, a.stages) == ("a", 3, {"width": 32, "heads": 2}, base.data, base.stages)
     assert (b.name, b.seed, b.model, len(b.stages)) == ("b", 4, a.model, 1)
+    (tmp_path / "c.toml").write_text('base = "b"\nname = "c"\n[change.words]\nepochs = 2\n')
+    assert read_settings(tmp_path / "c.toml").stages == (dataclasses.replace(base.stages[0], epochs=2),)
 
 
 def test_a_base_that_is_not_beside_it_is_one_that_ships(tmp_path: Path) -> None:
@@ -228,6 +233,10 @@ def test_a_base_that_is_not_beside_it_is_one_that_ships(tmp_path: Path) -> None:
         ('base = "nowhere"\nname = "c"', "nowhere"),
         ('base = "base"\nseed = 1', "name"),
         ('base = "base"\nname = "c"\n[model]\ncolour = 1', "colour"),
+        ('base = "base"\nname = "c"\n[change.elsewhere]\nepochs = 1', "elsewhere"),
+        ('base = "base"\nname = "c"\n[change.words]\ncolour = 1', "colour"),
+        ('name = "c"\n[change.exits]\nepochs = 1', "without a base"),
+        ('base = "base"\nname = "c"\n[change]\nepochs = 1', "change.NAME"),
     ],
 )
 def test_a_base_that_cannot_be_is_named(tmp_path: Path, text: str, told: str) -> None:
@@ -252,6 +261,20 @@ def test_the_papers_systems_ship_and_share_one_budget() -> None:
         assert (one.budget, one.data) == ("systems", settings["tf-ee"].data)
     fusions = [settings[name].model["fusion"] for name in sorted(SYSTEMS) if SYSTEMS[name][0] == "deecap"]
     assert fusions == ["attention", "average", "concatenation", "sequential"]
+
+
+def test_each_ablation_changes_one_thing() -> None:
+    paths = sorted((SHIPPED / "ablations").glob("*.toml"))
+    assert paths
+    for path in paths:
+        base, ours = (dataclasses.asdict(read_settings(one)) for one in (base_of(path), path))
+        assert ours.pop("name") == path.stem
+        assert path.stem.startswith(base.pop("name")), "in tables the shorter name, the base's, is a system's own row"
+        assert len(changes(base, ours)) == 1
+
+
+def base_of(path: Path) -> Path:
+    return SHIPPED / "systems" / f"{tomllib.loads(path.read_text())['base']}.toml"
 
 
 def test_photos_without_captions_are_captioned_for_the_coco_server(random_bundle: Any, tmp_path: Path) -> None:

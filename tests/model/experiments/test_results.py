@@ -12,6 +12,7 @@ import pytest
 from model.evaluation.intervals import paired_bootstrap
 from model.evaluation.result_rows import Point, ResultRow
 from model.exits import SpeedRow, SpeedTable
+from model.experiments.ablations import ablations, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.page import FROM_ROWS, results, write_page
@@ -151,6 +152,33 @@ def test_two_policies_of_one_training_stand_side_by_side(rows: list[ResultRow]) 
     assert [line[2] for line in policies([early, copied]).table.rows] == ["computed", "copied"]
     assert policies([early, retrained]).table.rows == []
     assert policies([early, retrained]).missing
+
+
+def told(row: ResultRow, seed: int = 0, **stage: object) -> ResultRow:
+    stages = [{**row.configuration["stages"][0], **stage}]
+    return dataclasses.replace(row, configuration={**row.configuration, "seed": seed, "stages": stages})
+
+
+def test_a_change_is_named_and_compared_with_what_it_changes(rows: list[ResultRow]) -> None:
+    base = made(rows[3], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [8.0, 16.0]))
+    better = made(base, point(0.0, 1.0, [13.0, 23.0]), point(1.0, 3.0, [8.0, 18.0]))
+    changed = dataclasses.replace(told(better, lambda_=2.0), system=f"{base.system}-lambda-2")
+    other_seed = dataclasses.replace(told(better, seed=1), system=f"{base.system}-seed-1")
+    (line,) = ablations([changed, other_seed, base, rows[2]]).table.rows
+    assert line[0] == "stages.exits.lambda 2.0 (0.5)"
+    assert line[2] == "+3.0 [+3.0, +3.0]"
+    assert line[4] is None  # it does not reach a SpeedUp of 4
+    assert ablations([base, other_seed]).missing
+    assert ablations([changed, *rows[:3]]).table.rows == []
+
+
+def test_seeds_are_counted_where_nothing_else_differs(rows: list[ResultRow]) -> None:
+    first = made(rows[3], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [8.0, 16.0]))
+    second = told(made(first, point(0.0, 1.0, [12.0, 22.0]), point(1.0, 4.0, [8.0, 16.0])), seed=1)
+    lines = seeds([first, second, told(second, seed=2, distillation=1.0)]).table.rows
+    assert [line[1:4] for line in lines] == [["x1", 2, 16.0], ["x2", 2, pytest.approx(44 / 3)], ["x4", 2, 12.0]]
+    assert lines[0][4] == pytest.approx(2**0.5)
+    assert seeds([first]).missing
 
 
 def test_the_three_speedups_come_from_the_bundles_table() -> None:
