@@ -6,15 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
-from tqdm import tqdm
-
 from model.caption import Regions
 from model.captioner import Captioner
 from model.training.data import read_captions
-from model.training.photos import iterate_photos
-
-BATCH = 16
+from model.training.photos import look_at
 
 
 @dataclass(frozen=True)
@@ -34,24 +29,11 @@ def look_at_split(
     chosen = [photo for photo in read_captions(captions) if photo.split == split][:limit]
     if not chosen:
         raise ValueError(f"{captions} has no photos in the split {split!r}")
-    found: dict[str, Regions] = {}
-    batch: list[tuple[str, np.ndarray]] = []
-
-    def flush() -> None:
-        seen = captioner.look_at_pixels(np.stack([pixels for _, pixels in batch]))
-        for (name, _), regions in zip(batch, seen, strict=True):
-            found[name] = regions
-        batch.clear()
-
-    for item in tqdm(iterate_photos(photos, {photo.name for photo in chosen}), total=len(chosen), desc="looking"):
-        batch.append(item)
-        if len(batch) == BATCH:
-            flush()
-    if batch:
-        flush()
+    names = tuple(photo.name for photo in chosen)
+    regions = look_at(photos, names, captioner.look_at_pixels)
     return EvaluationSet(
-        tuple(photo.name for photo in chosen),
-        tuple(found[photo.name] for photo in chosen),
+        names,
+        tuple(regions),
         tuple(photo.captions for photo in chosen),
         tuple(photo.number for photo in chosen),
     )

@@ -21,14 +21,12 @@ from model.config import DeeCapConfig
 from model.deecap import DeeCap
 from model.exits import ExitPolicy
 from model.training.data import Photo
-from model.training.photos import iterate_photos
+from model.training.photos import look_at
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import open_regions
 from model.training.regions import boxes_for
 from model.training.settings import TrainSettings
 from model.vocabulary import Vocabulary
-
-LOOK_BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -105,7 +103,7 @@ def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:
         bundle.vocabulary,
         bundle.policy,
         bundle.revision,
-        lambda wanted: _in_batches(wanted, photos, extractor.look_at_pixels),
+        lambda wanted: look_at(photos, [photo.name for photo in wanted], extractor.look_at_pixels, quiet=True),
     )
 
 
@@ -137,27 +135,7 @@ def _look_with(trunk: Trunk, folder: Path) -> Callable[[Sequence[Photo]], list[R
         assert features.shape[-1] == HEAD_WIDTH
         return [Regions(boxes, one) for one in features]
 
-    return lambda photos: _in_batches(photos, folder, through)
-
-
-def _in_batches(photos: Sequence[Photo], folder: Path, through: Callable[[np.ndarray], list[Regions]]) -> list[Regions]:
-    found: dict[str, Regions] = {}
-    names: list[str] = []
-    pixels: list[np.ndarray] = []
-
-    def flush() -> None:
-        found.update(zip(names, through(np.stack(pixels)), strict=True))
-        names.clear()
-        pixels.clear()
-
-    for name, one in iterate_photos(folder, {photo.name for photo in photos}):
-        names.append(name)
-        pixels.append(one)
-        if len(names) == LOOK_BATCH:
-            flush()
-    if names:
-        flush()
-    return [found[photo.name] for photo in photos]
+    return lambda photos: look_at(folder, [photo.name for photo in photos], through, quiet=True)
 
 
 def _digest(path: Path) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -13,9 +14,10 @@ from tqdm import tqdm
 from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
 from model.bottom_up.trunk import Trunk
 from model.training.memory_format import channels_last
-from model.training.photos import iterate_photos
+from model.training.photos import in_batches, iterate_photos
 
-BATCH = 32
+BATCH = 32  # views
+SAVE_EVERY = 125  # batches
 GRID = INPUT_SIZE // 16
 BOTTOM_SHAPE = (120, GRID, GRID)  # what `Trunk.bottom` yields for one photo
 FULL, FLIPPED, CROPPED, CROPPED_FLIPPED = range(4)  # the views of a photo that are kept
@@ -87,9 +89,10 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
         partial.write_text(json.dumps({"names": list(names), "views": views, "done": sorted(done)}))
         partial.replace(index_path)
 
-    batch: list[tuple[str, np.ndarray]] = []
-
-    def flush() -> None:
+    device = next(trunk.parameters()).device
+    trunk = channels_last(trunk)
+    found = tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")
+    for number, batch in enumerate(in_batches(found, math.ceil(BATCH / views)), start=1):
         pixels = np.stack([view_pixels(photo, view, row[name]) for name, photo in batch for view in range(views)])
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             x = normalise(torch.from_numpy(pixels).to(device)).to(memory_format=torch.channels_last)
@@ -97,19 +100,7 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
         for (name, _), value in zip(batch, y.reshape(len(batch), views, *BOTTOM_SHAPE), strict=True):
             features[row[name]] = value
             done.add(name)
-        batch.clear()
-
-    device = next(trunk.parameters()).device
-    trunk = channels_last(trunk)
-    for number, item in enumerate(
-        tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")
-    ):
-        batch.append(item)
-        if len(batch) * views >= BATCH:
-            flush()
-        if number % 1000 == 999:
+        if number % SAVE_EVERY == 0:
             save()
-    if batch:
-        flush()
     save()
     return features

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from tqdm import tqdm
 
 from model.bottom_up.preprocess import to_pixels
+from model.caption import Regions
 
 SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp"}
+LOOK_BATCH = 16  # photos
 
 
 def iterate_photos(folder: Path, names: set[str]) -> Iterator[tuple[str, np.ndarray]]:
@@ -40,6 +43,34 @@ def iterate_photos(folder: Path, names: set[str]) -> Iterator[tuple[str, np.ndar
     if missing:
         some = ", ".join(sorted(missing)[:3])
         raise FileNotFoundError(f"{len(missing)} photos are not in {folder}: {some}, ...")
+
+
+def in_batches(
+    photos: Iterable[tuple[str, np.ndarray]], size: int = LOOK_BATCH
+) -> Iterator[list[tuple[str, np.ndarray]]]:
+    """The same in lists of `size`, the last perhaps shorter."""
+    batch: list[tuple[str, np.ndarray]] = []
+    for photo in photos:
+        batch.append(photo)
+        if len(batch) == size:
+            yield batch
+            batch = []
+    if batch:
+        yield batch
+
+
+def look_at(
+    folder: Path, names: Sequence[str], look: Callable[[np.ndarray], Sequence[Regions]], quiet: bool = False
+) -> list[Regions]:
+    """The regions of each of `names`, in their order. `look`: uint8 `(B, 224, 224, 3)` -> regions of B photos.
+
+    Raises `FileNotFoundError` where a photo is not in `folder`.
+    """
+    found: dict[str, Regions] = {}
+    for batch in in_batches(tqdm(iterate_photos(folder, set(names)), total=len(names), desc="looking", disable=quiet)):
+        of_batch = look(np.stack([pixels for _, pixels in batch]))
+        found.update(zip([name for name, _ in batch], of_batch, strict=True))
+    return [found[name] for name in names]
 
 
 def photo_names(folder: Path) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,7 +15,7 @@ from model.bottom_up.extractor import Extractor
 from model.bottom_up.extractor_kinds import REGIONS
 from model.training.data import read_captions
 from model.training.given_boxes import GivenBoxes
-from model.training.photos import iterate_photos
+from model.training.photos import in_batches, iterate_photos
 from model.training.region_loss import SURE
 
 OVERLAP = 0.5  # from which a region has found a given box
@@ -64,20 +63,9 @@ def measure_extractor(extractor: Extractor, given: GivenBoxes, captions: Path, p
     if not names:
         raise ValueError(f"no photo of the split {split!r} has boxes")
     recall = Recall()
-    for batch in _batched(iterate_photos(photos, names)):
+    for batch in in_batches(iterate_photos(photos, names)):
         found = extractor.look_at_pixels(np.stack([pixels for _, pixels in batch]))
         for (name, _), regions in zip(batch, found, strict=True):
             assert isinstance(regions, Detections)
             recall.add(given.of[name], torch.from_numpy(regions.boxes[regions.named]))
     return recall
-
-
-def _batched(photos: Iterable[tuple[str, np.ndarray]], size: int = 16) -> Iterable[list[tuple[str, np.ndarray]]]:
-    batch: list[tuple[str, np.ndarray]] = []
-    for photo in photos:
-        batch.append(photo)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
-        yield batch
