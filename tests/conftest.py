@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import sys
 from collections.abc import Generator
 from pathlib import Path
 
@@ -30,6 +31,22 @@ def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestR
     return report
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    if hasattr(config, "workerinput"):
+        _take_cores(config, alone=False)
+        if torch := sys.modules.get("torch"):  # a conftest has imported it, and it has counted the cores by then
+            torch.set_num_threads(1)
+
+
+def _take_cores(config: pytest.Config, alone: bool) -> None:
+    """Each process of `pytest -n` has its share of the cores, or threads of all on each would wait for one another."""
+    if not hasattr(os, "sched_setaffinity"):  # macOS
+        return
+    cores = sorted(os.sched_getaffinity(os.getppid()))
+    number, count = int(config.workerinput["workerid"].removeprefix("gw")), config.workerinput["workercount"]
+    os.sched_setaffinity(0, cores if alone else cores[number::count] or cores[number % len(cores) :][:1])
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
     """Under `pytest -n`, a test marked `alone` waits until the other processes' tests have ended, and they for it.
@@ -44,6 +61,7 @@ def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(tests, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)
         fcntl.flock(gate, fcntl.LOCK_UN)
+        _take_cores(item.config, alone)
         return (yield)
 
 

@@ -17,7 +17,7 @@ from model.training.memory_format import channels_last
 from model.training.photos import in_batches, iterate_photos
 
 BATCH = 32  # views
-SAVE_EVERY = 125  # batches
+SAVE_EVERY = 1000  # photos
 GRID = INPUT_SIZE // 16
 BOTTOM_SHAPE = (120, GRID, GRID)  # what `Trunk.bottom` yields for one photo
 FULL, FLIPPED, CROPPED, CROPPED_FLIPPED = range(4)  # the views of a photo that are kept
@@ -92,7 +92,8 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
     device = next(trunk.parameters()).device
     trunk = channels_last(trunk)
     found = tqdm(iterate_photos(folder, wanted), total=len(wanted), desc=f"features {cache.stem}")
-    for number, batch in enumerate(in_batches(found, math.ceil(BATCH / views)), start=1):
+    unsaved = 0
+    for batch in in_batches(found, math.ceil(BATCH / views)):
         pixels = np.stack([view_pixels(photo, view, row[name]) for name, photo in batch for view in range(views)])
         with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
             x = normalise(torch.from_numpy(pixels).to(device)).to(memory_format=torch.channels_last)
@@ -100,7 +101,9 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
         for (name, _), value in zip(batch, y.reshape(len(batch), views, *BOTTOM_SHAPE), strict=True):
             features[row[name]] = value
             done.add(name)
-        if number % SAVE_EVERY == 0:
+        unsaved += len(batch)
+        if unsaved >= SAVE_EVERY:
             save()
+            unsaved = 0
     save()
     return features

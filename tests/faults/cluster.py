@@ -160,6 +160,11 @@ class Cluster:
             found["captions under way"] = int(self.front.metrics().value("deecap_captions_under_way"))
         return {name: count for name, count in found.items() if count}
 
+    def at_work(self) -> int:
+        """How many workers have a photo in hand."""
+        consumers = self.store.xpending(f"{QUEUE}:interactive", "workers")["consumers"]
+        return len([each for each in consumers if each["name"] != b"(queue)"])
+
     def count(self, name: str) -> int:
         """One of the store's own counters: answered, redelivered, dead."""
         return int(self.store.hget(f"{QUEUE}:counts", name) or 0)

@@ -12,7 +12,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.faults.cluster import QUEUE, WORKER_TIMEOUT, Cluster
+from tests.faults.cluster import WORKER_TIMEOUT, Cluster
 from tests.faults.conftest import Books
 from tests.faults.load import DEADLINE, MARGIN, Sent, assert_all_answered, codes
 from tests.faults.stand_in import Kind, photo
@@ -59,11 +59,10 @@ def kill_all(cluster: Cluster) -> None:
 async def both_at_work(cluster: Cluster) -> None:
     """Returns when each of the two workers has photos in hand."""
     for _ in range(500):
-        consumers = cluster.store.xpending(f"{QUEUE}:interactive", "workers")["consumers"]
-        if len([each for each in consumers if each["name"] != b"(queue)"]) == 2:
+        if cluster.at_work() == 2:
             return
         await asyncio.sleep(0.01)
-    raise AssertionError(f"only these have something in hand: {consumers}")
+    raise AssertionError(f"only {cluster.at_work()} of the two had something in hand")
 
 
 async def words(client: httpx.AsyncClient, sent: Sent, said: list[Event]) -> None:

@@ -43,11 +43,27 @@ async def some_in_hand(cluster: Cluster, load: Load) -> list[Sent]:
     raise AssertionError("the workers never had photos in hand at once")
 
 
+async def stopped_in_hand(cluster: Cluster, load: Load) -> Process:
+    """The first worker, stopped (SIGSTOP) with photos in hand; the other goes on.
+
+    Both are stopped for a moment, so that what the store says they hold is not what they held a moment ago.
+    """
+    for _ in range(10):
+        await some_in_hand(cluster, load)
+        for worker in cluster.workers:
+            worker.signal(signal.SIGSTOP)
+        caught = cluster.at_work() == len(cluster.workers)
+        for worker in cluster.workers[caught:]:
+            worker.signal(signal.SIGCONT)
+        if caught:
+            return cluster.workers[0]
+    raise AssertionError("the workers were never stopped with photos in hand")
+
+
 async def test_a_worker_killed_in_the_middle_of_a_batch(cluster: Cluster, books: Books) -> None:
     async with Load(cluster.front.address) as load:
         await load.run(RATE, 0.5)
-        await some_in_hand(cluster, load)
-        cluster.workers[0].kill()
+        (await stopped_in_hand(cluster, load)).kill()
         await load.run(RATE, 2.0)
     assert_all_answered(load.all)
     books.check(load.all)
@@ -108,8 +124,7 @@ async def test_a_worker_stopped_and_continued_answers_nothing_twice(cluster: Clu
     stopped = cluster.workers[0]
     async with Load(cluster.front.address) as load:
         await load.run(RATE, 0.5)
-        await some_in_hand(cluster, load)
-        stopped.signal(signal.SIGSTOP)
+        assert await stopped_in_hand(cluster, load) is stopped
         await load.run(RATE, WORKER_TIMEOUT + 1.5)
         taken_over = books.new_redelivered
         stopped.signal(signal.SIGCONT)
