@@ -1,4 +1,4 @@
-"""What holds for every test: in CI only what needs a GPU may be skipped; beside an `alone` one nothing runs."""
+"""What holds for every test: in CI only what needs a GPU may be skipped; and which of them run side by side."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from collections.abc import Generator
 from pathlib import Path
 
 import pytest
+
+TOGETHER = {"model", "cli", "docs"}  # folders whose tests `pytest -n` runs side by side; others wait, or set a load
 
 
 @pytest.hookimpl(wrapper=True)
@@ -49,14 +51,14 @@ def _take_cores(config: pytest.Config, alone: bool) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """Under `pytest -n`, a test marked `alone` waits until the other processes' tests have ended, and they for it.
+    """Under `pytest -n`, a test of another folder waits until the other processes' tests have ended, and they for it.
 
     Who wants to be alone comes through a gate that all pass, so that others who come later do not keep it waiting.
     """
     if not hasattr(item.config, "workerinput"):
         return (yield)
     shared = Path(item.config.getoption("basetemp")).parent
-    alone = item.get_closest_marker("alone") is not None
+    alone = item.path.relative_to(Path(__file__).parent).parts[0] not in TOGETHER
     with (shared / "gate.lock").open("w") as gate, (shared / "tests.lock").open("w") as tests:
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(tests, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

@@ -354,7 +354,7 @@ class TestAtAService:
 
         captioned: list[str] = []
         monkeypatch.setattr(httpx.Client, "request", request)
-        monkeypatch.setattr("service.commands.caption_at.SECONDS", 0.3)
+        monkeypatch.setattr("service.commands.caption_at.SECONDS", 2.0)
         result = command("caption", *photos(30, 40, 50), "--out", out, "--url", service, "--concurrency", "1")
         assert result.exit_code == 1
         assert "gone: stopped with 1 more in" in result.stderr

@@ -43,7 +43,6 @@ async def measured_capacity(cluster: Cluster, seconds: float) -> float:
     return sum(begin < sent.at + sent.took <= end for sent in load.all) / seconds
 
 
-@pytest.mark.alone
 @pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.long)])
 async def test_overload(cluster: Cluster, books: Books, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
     capacity = await measured_capacity(cluster, min(4.0, seconds / 4))

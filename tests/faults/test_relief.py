@@ -60,7 +60,6 @@ def depth(those: list[Sent], begin: float, end: float) -> float:
     return statistics.mean(sent.depth for sent in those if sent.answered and begin <= (sent.at - first) / length <= end)
 
 
-@pytest.mark.alone
 async def test_fewer_are_refused_where_half_allow_more_speed(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:

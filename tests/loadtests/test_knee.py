@@ -7,13 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
 
-@pytest.mark.alone
 def test_the_knee_is_found_and_reported(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "loadtests", "--scale", "0.15", "--speeds", "turbo", "--out", str(tmp_path)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=120)
