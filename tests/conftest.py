@@ -37,7 +37,11 @@ def pytest_configure(config: pytest.Config) -> None:
     if hasattr(config, "workerinput"):
         _take_cores(config, alone=False)
         if torch := sys.modules.get("torch"):  # a conftest has imported it, and it has counted the cores by then
-            torch.set_num_threads(1)
+            torch.set_num_threads(_cores())
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1
 
 
 def _take_cores(config: pytest.Config, alone: bool) -> None:

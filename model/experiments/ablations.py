@@ -9,31 +9,35 @@ from typing import Any
 from model.evaluation.intervals import mean_interval
 from model.evaluation.result_rows import ResultRow, configuration_key
 from model.experiments.result import Cell, Result, Table, interval
-from model.experiments.select import by_kind, cider_at, deepest, difference, is_reference, kind
+from model.experiments.select import cider_at, deepest, difference, is_reference, kind
 
-BASE = "DeeCap, concatenation"
+BASE, BASE_SYSTEM = "DeeCap, concatenation", "deecap-concatenation"
 SPEEDUPS = (1.0, 2.0, 4.0)
 ABSENT = "not set"
 
 
 def ablations(rows: Sequence[ResultRow]) -> Result:
-    """DeeCap's rows that differ from its own in what training was told: what differs, and what that does to CIDEr-D."""
-    base, layers = by_kind(rows).get(BASE), deepest(rows)
+    """DeeCap's rows that were told one other thing than its own: what it is, and what it does to CIDEr-D."""
+    layers = deepest(rows)
+    ours = [row for row in rows if kind(row, layers) == BASE and is_reference(row)]
+    base = next((row for row in ours if row.system == BASE_SYSTEM), None)
     lines: list[list[Cell]] = []
-    for row in rows:
-        if base is None:
-            break
+    for row in ours if base else []:
+        assert base is not None
         changed = changes(base.configuration, row.configuration)
-        if kind(row, layers) != BASE or not is_reference(row) or not changed or set(changed) == {"seed"}:
+        if len(changed) != 1 or "seed" in changed:
             continue
+        [(name, (old, new))] = changed.items()
         gaps = [difference(row, base, speedup, layers) for speedup in SPEEDUPS]
-        told = "; ".join(f"{name} {new} ({old})" for name, (old, new) in changed.items())
         cells = [None if gap is None else interval(*gap, signed=True) for gap in gaps]
-        lines.append([told, interval(*mean_interval(row.points[0].cider)), *cells])
+        lines.append([f"{name} {new} ({old})", interval(*mean_interval(row.points[0].cider)), *cells])
     columns = ["Changed", "CIDEr-D (95%), full depth", *(f"less unchanged, x{speedup:g}" for speedup in SPEEDUPS)]
-    notes = [f"What {BASE} was told stands in brackets; differences are paired over photos."] if lines else []
-    missing = [] if lines else [f"a change of {BASE} (`model/training/configs/ablations`)"]
-    return Result("One choice changed", Table(columns, lines), notes=notes, missing=missing)
+    note = (
+        f"What {BASE} was told stands in brackets. Differences are paired over photos, of one run each: another seed "
+        f"may move them (several seeds, below), and of {len(lines) * len(SPEEDUPS)} intervals at 95% some miss."
+    )
+    missing = [] if lines else [f"a change of {BASE_SYSTEM} (`model/training/configs/ablations`)"]
+    return Result("One choice changed", Table(columns, lines), notes=[note] if lines else [], missing=missing)
 
 
 def seeds(rows: Sequence[ResultRow]) -> Result:
@@ -43,19 +47,20 @@ def seeds(rows: Sequence[ResultRow]) -> Result:
         same = {name: value for name, value in row.configuration.items() if name != "seed"}
         groups.setdefault(configuration_key([same, row.policy]), []).append(row)
     layers = deepest(rows)
+    several = [group for group in groups.values() if len({row.configuration.get("seed") for row in group}) > 1]
     lines: list[list[Cell]] = []
-    for group in groups.values():
-        if len({row.configuration.get("seed") for row in group}) < 2:
-            continue
-        for speedup in SPEEDUPS:
-            found = [cider for row in group if (cider := cider_at(row, speedup * group[0].layers / layers)) is not None]
+    for group in several:
+        fixed = layers / group[0].layers
+        for speedup in (fixed,) if group[0].model["exits"] == "final" else SPEEDUPS:
+            found = [cider for row in group if (cider := cider_at(row, speedup / fixed)) is not None]
             if len(found) == len(group):
                 means = [float(cider.mean()) for cider in found]
                 name = kind(group[0], layers)
-                lines.append([name, f"x{speedup:g}", len(group), statistics.mean(means), statistics.stdev(means)])
+                lines.append([name, f"x{speedup:.3g}", len(group), statistics.mean(means), statistics.stdev(means)])
     columns = ["System", "SpeedUp", "Seeds", "CIDEr-D, mean", "standard deviation"]
-    notes = [] if not lines else ["Intervals over photos elsewhere on this page hold one seed still."]
-    missing = [] if lines else ["a second seed of any system"]
+    note = "All begin with the same backbone: its seed is not varied. Intervals elsewhere on this page are over photos."
+    notes = [note] if lines else []
+    missing = [] if several else ["a second seed of any system"]
     return Result("Several seeds", Table(columns, lines), notes=notes, missing=missing)
 
 
@@ -63,7 +68,7 @@ def changes(before: Any, after: Any, name: str = "") -> dict[str, tuple[Any, Any
     """The leaves of two nested configurations that differ: dotted name -> (before, after)."""
     if isinstance(before, dict) and isinstance(after, dict):
         pairs = [(key, before.get(key, ABSENT), after.get(key, ABSENT)) for key in {**before, **after}]
-    elif isinstance(before, list) and isinstance(after, list) and len(before) == len(after):
+    elif isinstance(before, list | tuple) and isinstance(after, list | tuple) and len(before) == len(after):
         pairs = [(_name(one, number), one, after[number]) for number, one in enumerate(before)]
     else:
         return {} if before == after else {name.rstrip("_"): (before, after)}

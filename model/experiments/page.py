@@ -45,8 +45,8 @@ _HOW = """## How to make a row
     deecap experiment measure --config tf-ee --data DATA --work work
     deecap experiment all
 
-The configurations are in `model/training/configs/systems`, those with one choice changed in
-`model/training/configs/ablations`; `seed` is a line of each. TF-6L of a six-layer decoder is TF-Complete.
+The configurations are in `model/training/configs/systems`, those with one choice, or
+the seed, changed in `model/training/configs/ablations`. TF-6L of a six-layer decoder is TF-Complete.
 """
 
 

@@ -123,6 +123,8 @@ def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
         raise ValueError(f"{path}: a name of its own is needed, or it would work in its base's folder")
     merged = _read_with_base(found, (*above, path))
     stages = {stage.get("name"): stage for stage in merged.get("stage", [])}
+    if "change" in raw and "stage" in raw:
+        raise ValueError(f"{path}: [change.NAME] and [[stage]] are two ways to say the same: one of them")
     changed = raw.pop("change", {})
     if not isinstance(changed, dict) or not all(isinstance(value, dict) for value in changed.values()):
         raise ValueError(f"{path}: what is to change of a stage stands under [change.NAME]")
@@ -149,6 +151,8 @@ def read_settings(path: Path) -> TrainSettings:
         built = _build(StageSettings, stage, f"{path}, stage {number}")
         if built.kind not in KINDS:
             raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
+        if not 0 <= built.lambda_ <= 1:
+            raise ValueError(f"{path}, stage {number}: lambda must be from 0 to 1")
         if built.kind == "self_critical" and built.captions_per_image < 2:
             raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
         if built.quantised_extractor and built.tune_trunk_from >= 0:

@@ -162,10 +162,11 @@ def told(row: ResultRow, seed: int = 0, **stage: object) -> ResultRow:
 def test_a_change_is_named_and_compared_with_what_it_changes(rows: list[ResultRow]) -> None:
     base = made(rows[3], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [8.0, 16.0]))
     better = made(base, point(0.0, 1.0, [13.0, 23.0]), point(1.0, 3.0, [8.0, 18.0]))
-    changed = dataclasses.replace(told(better, lambda_=2.0), system=f"{base.system}-lambda-2")
+    changed = dataclasses.replace(told(better, lambda_=0.2), system=f"{base.system}-lambda-0.2")
     other_seed = dataclasses.replace(told(better, seed=1), system=f"{base.system}-seed-1")
-    (line,) = ablations([changed, other_seed, base, rows[2]]).table.rows
-    assert line[0] == "stages.exits.lambda 2.0 (0.5)"
+    both = dataclasses.replace(told(better, seed=1, lambda_=0.2), system=f"{base.system}-both")
+    (line,) = ablations([changed, both, other_seed, base, rows[2]]).table.rows
+    assert line[0] == "stages.exits.lambda 0.2 (0.5)"
     assert line[2] == "+3.0 [+3.0, +3.0]"
     assert line[4] is None  # it does not reach a SpeedUp of 4
     assert ablations([base, other_seed]).missing
@@ -178,6 +179,8 @@ def test_seeds_are_counted_where_nothing_else_differs(rows: list[ResultRow]) -> 
     lines = seeds([first, second, told(second, seed=2, distillation=1.0)]).table.rows
     assert [line[1:4] for line in lines] == [["x1", 2, 16.0], ["x2", 2, pytest.approx(44 / 3)], ["x4", 2, 12.0]]
     assert lines[0][4] == pytest.approx(2**0.5)
+    two = made(rows[1], point(0.0, 1.0, [10.0, 20.0]))  # two layers of four
+    assert [line[:3] for line in seeds([first, two, told(two, seed=1)]).table.rows] == [["TF-2L", "x2", 2]]
     assert seeds([first]).missing
 
 
