@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from itertools import product
 from typing import Any
 
 from model.evaluation.intervals import mean_interval
@@ -20,10 +21,8 @@ def ablations(rows: Sequence[ResultRow]) -> Result:
     """DeeCap's rows that were told one other thing than its own: what it is, and what it does to CIDEr-D."""
     layers = deepest(rows)
     ours = [row for row in rows if kind(row, layers) == BASE and is_reference(row)]
-    base = next((row for row in ours if row.system == BASE_SYSTEM), None)
     lines: list[list[Cell]] = []
-    for row in ours if base else []:
-        assert base is not None
+    for base, row in product((row for row in ours if row.system == BASE_SYSTEM), ours):
         changed = changes(base.configuration, row.configuration)
         if len(changed) != 1 or "seed" in changed:
             continue

@@ -103,7 +103,7 @@ def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:
         bundle.vocabulary,
         bundle.policy,
         bundle.revision,
-        lambda wanted: look_at(photos, [photo.name for photo in wanted], extractor.look_at_pixels, quiet=True),
+        lambda wanted: look_at(photos, [photo.name for photo in wanted], extractor.look_at_pixels),
     )
 
 
@@ -135,7 +135,7 @@ def _look_with(trunk: Trunk, folder: Path) -> Callable[[Sequence[Photo]], list[R
         assert features.shape[-1] == HEAD_WIDTH
         return [Regions(boxes, one) for one in features]
 
-    return lambda photos: look_at(folder, [photo.name for photo in photos], through, quiet=True)
+    return lambda photos: look_at(folder, [photo.name for photo in photos], through)
 
 
 def _digest(path: Path) -> str:

@@ -116,7 +116,7 @@ def verdicts(rows: Sequence[ResultRow]) -> list[str]:
             if gap:
                 who = _verdict(gap.low, gap.high, "DeeCap wins", f"{name} wins")
                 told.append(
-                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: {interval(*gap, signed=True)} CIDEr-D. {who}."
+                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: {interval(*gap, signed=True)} CIDEr-D; {who}."
                 )
     return told
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import tarfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -49,25 +50,18 @@ def in_batches(
     photos: Iterable[tuple[str, np.ndarray]], size: int = LOOK_BATCH
 ) -> Iterator[list[tuple[str, np.ndarray]]]:
     """The same in lists of `size`, the last perhaps shorter."""
-    batch: list[tuple[str, np.ndarray]] = []
-    for photo in photos:
-        batch.append(photo)
-        if len(batch) == size:
-            yield batch
-            batch = []
-    if batch:
+    rest = iter(photos)
+    while batch := list(islice(rest, size)):
         yield batch
 
 
-def look_at(
-    folder: Path, names: Sequence[str], look: Callable[[np.ndarray], Sequence[Regions]], quiet: bool = False
-) -> list[Regions]:
+def look_at(folder: Path, names: Sequence[str], look: Callable[[np.ndarray], Sequence[Regions]]) -> list[Regions]:
     """The regions of each of `names`, in their order. `look`: uint8 `(B, 224, 224, 3)` -> regions of B photos.
 
     Raises `FileNotFoundError` where a photo is not in `folder`.
     """
     found: dict[str, Regions] = {}
-    for batch in in_batches(tqdm(iterate_photos(folder, set(names)), total=len(names), desc="looking", disable=quiet)):
+    for batch in in_batches(tqdm(iterate_photos(folder, set(names)), total=len(names), desc="looking")):
         of_batch = look(np.stack([pixels for _, pixels in batch]))
         found.update(zip([name for name, _ in batch], of_batch, strict=True))
     return [found[name] for name in names]

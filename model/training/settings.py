@@ -122,12 +122,12 @@ def _read_with_base(path: Path, above: tuple[Path, ...]) -> dict[str, Any]:
     if "name" not in raw:
         raise ValueError(f"{path}: a name of its own is needed, or it would work in its base's folder")
     merged = _read_with_base(found, (*above, path))
-    stages = {stage.get("name"): stage for stage in merged.get("stage", [])}
     if "change" in raw and "stage" in raw:
         raise ValueError(f"{path}: [change.NAME] and [[stage]] are two ways to say the same: one of them")
     changed = raw.pop("change", {})
     if not isinstance(changed, dict) or not all(isinstance(value, dict) for value in changed.values()):
         raise ValueError(f"{path}: what is to change of a stage stands under [change.NAME]")
+    stages = {stage.get("name"): stage for stage in merged.get("stage", [])}
     for name, value in changed.items():
         if name not in stages:
             raise ValueError(f"{path}: the base has no stage {name!r} to change")
