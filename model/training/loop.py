@@ -25,9 +25,8 @@ from model.bottom_up.region_selection import region_width
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
-from model.decoding.search import ranked_search
 from model.deecap import DeeCap
-from model.exits import ExitPolicy
+from model.evaluation.cider import CiderD
 from model.training.average import WeightAverage
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
@@ -35,6 +34,7 @@ from model.training.features import FULL
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
+from model.training.own_captions import agreed_captions, beam_captions, made_once
 from model.training.photos import iterate_photos, photo_names
 from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows, mirrored
 from model.training.sampling import sample_captions
@@ -44,9 +44,7 @@ from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import EOS, Vocabulary
 
 LOG_EVERY = 20  # steps between lines of the log
-OWN_BEAM = 3  # hypotheses, all kept, where a stage learns from the model's own captions
 RANGE_PHOTOS = 100  # that the ranges of an int8 extractor are taken from
-OWN_BATCH = 100  # photos at a time when making them
 
 
 class Trainer:
@@ -345,29 +343,26 @@ class Trainer:
     def _numbered(self, row: int) -> list[list[int]]:
         return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]
 
+    def _ended(self, row: int) -> list[list[int]]:
+        return [[*caption, EOS] for caption in self._numbered(row)]
+
     def _make_own_captions(self, rows: Sequence[int], stage: StageSettings) -> dict[str, list[list[int]]]:
-        """The model's own captions as it starts the stage, by beam search at full depth; kept in the work folder."""
-        path = self.work / f"{stage.name}.own.json"
-        if not path.exists():
-            self.model.eval()
-            own: dict[str, list[list[int]]] = {}
-            for start in tqdm(range(0, len(rows), OWN_BATCH), desc="own captions"):
-                part = rows[start : start + OWN_BATCH]
-                with torch.no_grad():
-                    features, boxes, mask = self.regions(part, [FULL] * len(part))
-                    memory = self.model.encode(features, boxes, mask)
-                never = ExitPolicy(())
-                ranked, _ = ranked_search(self.model, memory, [0.0] * len(part), never, OWN_BEAM, mask)
-                for row, ended in zip(part, ranked, strict=True):
-                    # A caption that was cut says nothing about where captions end: only where none ended is it kept.
-                    whole = [steps for steps in ended if steps[-1].token == EOS] or ended
-                    numbered = [[step.token for step in steps if step.token != EOS] for steps in whole[:OWN_BEAM]]
-                    own[self.photos[row].name] = numbered
-            partial = path.with_suffix(".part")
-            partial.write_text(json.dumps(own))
-            partial.replace(path)
-        captions: dict[str, list[list[int]]] = json.loads(path.read_text())
-        return captions
+        """The model's own captions as it starts the stage, at full depth, by photo's name; kept in the work folder."""
+        scorer = CiderD([self._ended(row) for row in self.train_rows]) if stage.agreed_of else None
+        self.model.eval()
+
+        def make(start: int, end: int) -> list[list[list[int]]]:
+            with torch.no_grad():
+                features, boxes, mask = self.regions(rows[start:end], [FULL] * (end - start))
+                memory = self.model.encode(features, boxes, mask)
+            if scorer is None:
+                return beam_captions(self.model, memory, mask)
+            # By the photos, not by what was drawn before: a run that went on draws as one that never stopped.
+            generator = torch.Generator(memory.device).manual_seed(self.settings.seed * len(self.photos) + start)
+            with torch.autocast(self.device.type, torch.bfloat16):
+                return agreed_captions(self.model, memory, mask, stage.agreed_of, scorer, generator)
+
+        return made_once(self.work / f"{stage.name}.own.json", [self.photos[row].name for row in rows], make)
 
     def _validate(self, stage: StageSettings, epoch: int) -> float:
         """What the best epoch is chosen by: CIDEr-D x 100 of greedy captions of the val photos at full depth.

@@ -13,11 +13,16 @@ from model.vocabulary import BOS, EOS
 
 @torch.no_grad()
 def sample_captions(
-    model: DeeCap, memory: Tensor, count: int, mask: Tensor | None = None, generator: torch.Generator | None = None
+    model: DeeCap,
+    memory: Tensor,
+    count: int,
+    mask: Tensor | None = None,
+    generator: torch.Generator | None = None,
+    temperature: float = 1.0,
 ) -> list[list[int]]:
     """`count` captions for each image of `memory (B, R, d)`, those of one image side by side, without BOS.
 
-    A caption ends with EOS unless it ran to the model's longest.
+    A caption ends with EOS unless it ran to the model's longest. Logits are divided by `temperature` > 0.
     """
     state = DecoderState(model, memory, mask, captions_per_image=count)
     rows = memory.shape[0] * count
@@ -28,8 +33,12 @@ def sample_captions(
         state.append(tokens)
         for m in range(1, model.layers + 1):
             state.run_layer(m, every)
-        chances = emission_logits(model, state.hidden[model.layers][:, state.position]).float().softmax(-1)
-        tokens = torch.multinomial(chances, 1, generator=generator)[:, 0]
+        logits = emission_logits(model, state.hidden[model.layers][:, state.position]).float()
+        chances = (logits / temperature).softmax(-1)
+        # By the inverse of the cumulative chances: `torch.multinomial` draws a number for every word of every row.
+        reached = chances.cumsum(-1)
+        drawn = torch.rand(rows, 1, generator=generator, device=memory.device) * reached[:, -1:]
+        tokens = torch.searchsorted(reached, drawn, right=True)[:, 0].clamp_(max=chances.shape[-1] - 1)
         for caption, word in zip(captions, tokens.tolist(), strict=True):
             if not caption or caption[-1] != EOS:
                 caption.append(word)

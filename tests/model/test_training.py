@@ -31,6 +31,7 @@ from model.training.loop import Trainer, weights_that_fit
 from model.training.losses import exit_head_loss
 from model.training.objectives import Batch, exits_loss, words_that_left
 from model.training.optimiser import freeze_layers, freezing_chances, is_exit_part, make_optimiser, rate_at, set_rate
+from model.training.own_captions import KEPT
 from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles
 from model.training.release import write_bundle
 from model.training.sampling import sample_captions
@@ -478,6 +479,8 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
             "learning_rate = 1e-3\ncaptions_per_image = 1",
             "captions_per_image",
         ),
+        ("lambda = 0.25", "own_captions = 0.5\nagreed_of = 1", "agreed_of"),
+        ("lambda = 0.25", "agreed_of = 10", "agreed_of"),
         # The second stage of a name would be taken for done.
         ('name = "reward"', 'name = "words"', "words"),
     ],
@@ -994,7 +997,7 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         image.save(data / "photos" / name)
     text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
     text = text.replace("shallow_exit_weight = 0.4", "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2")
-    text = text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
+    text = text.replace("lambda = 0.25", "own_captions = 1.0\nagreed_of = 5\nquantised_extractor = true")
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):
         write_bundle(settings, work, tmp_path / "bundle")
@@ -1009,7 +1012,7 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         assert torch.equal(value, before[name]) == (name in bottom), name
     own = json.loads((work / "leaving.own.json").read_text())
     assert set(own) == {"0.png", "1.png", "2.png"}
-    assert all(1 <= len(captions) <= loop.OWN_BEAM for captions in own.values())
+    assert all(1 <= len(captions) <= KEPT for captions in own.values())
 
     write_bundle(settings, work, tmp_path / "bundle")
     assert (tmp_path / "bundle" / EXTRACTOR).read_bytes() == (work / EXTRACTOR).read_bytes()
