@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-TOGETHER = {"model", "cli", "docs"}  # folders whose tests `pytest -n` runs side by side; others wait, or set a load
+ALONE = {"faults", "loadtests"}  # folders whose tests set a load or stop processes: nothing runs beside them
 
 
 @pytest.hookimpl(wrapper=True)
@@ -55,14 +55,14 @@ def _take_cores(config: pytest.Config, alone: bool) -> None:
 
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, bool, bool]:
-    """Under `pytest -n`, a test of another folder waits until the other processes' tests have ended, and they for it.
+    """Under `pytest -n`, a test that is to be alone waits until the other processes' have ended, and they for it.
 
     Who wants to be alone comes through a gate that all pass, so that others who come later do not keep it waiting.
     """
     if not hasattr(item.config, "workerinput"):
         return (yield)
     shared = Path(item.config.getoption("basetemp")).parent
-    alone = item.path.relative_to(Path(__file__).parent).parts[0] not in TOGETHER
+    alone = item.path.relative_to(Path(__file__).parent).parts[0] in ALONE
     with (shared / "gate.lock").open("w") as gate, (shared / "tests.lock").open("w") as tests:
         fcntl.flock(gate, fcntl.LOCK_EX)
         fcntl.flock(tests, fcntl.LOCK_EX if alone else fcntl.LOCK_SH)

@@ -21,11 +21,6 @@ def ruled_out(words: Sequence[int]) -> set[int]:
     return ends | {words[-1]}
 
 
-def stutters(words: Sequence[int]) -> bool:
-    """Whether a whole caption, EOS included or not, says anywhere what was `ruled_out` there."""
-    return any(word in ruled_out(words[:place]) for place, word in enumerate(words))
-
-
 def most_ruled_out(max_words: int) -> int:
     """How many `ruled_out` there can be: each but one follows another pair of words in the caption."""
     return max_words // LENGTH + 1

@@ -26,7 +26,6 @@ from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
-from model.evaluation.cider import CiderD
 from model.training.average import WeightAverage
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
@@ -34,14 +33,14 @@ from model.training.features import FULL
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
-from model.training.own_captions import agreed_captions, beam_captions, made_once
+from model.training.own_captions import beam_captions, made_once
 from model.training.photos import iterate_photos, photo_names
 from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows, mirrored
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
 from model.training.validation import caption_rows, caption_words, mean_cider
-from model.vocabulary import EOS, Vocabulary
+from model.vocabulary import Vocabulary
 
 LOG_EVERY = 20  # steps between lines of the log
 RANGE_PHOTOS = 100  # that the ranges of an int8 extractor are taken from
@@ -343,24 +342,14 @@ class Trainer:
     def _numbered(self, row: int) -> list[list[int]]:
         return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]
 
-    def _ended(self, row: int) -> list[list[int]]:
-        return [[*caption, EOS] for caption in self._numbered(row)]
-
     def _make_own_captions(self, rows: Sequence[int], stage: StageSettings) -> dict[str, list[list[int]]]:
         """The model's own captions as it starts the stage, at full depth, by photo's name; kept in the work folder."""
-        scorer = CiderD([self._ended(row) for row in self.train_rows]) if stage.agreed_of else None
         self.model.eval()
 
         def make(start: int, end: int) -> list[list[list[int]]]:
             with torch.no_grad():
                 features, boxes, mask = self.regions(rows[start:end], [FULL] * (end - start))
-                memory = self.model.encode(features, boxes, mask)
-            if scorer is None:
-                return beam_captions(self.model, memory, mask)
-            # By the photos, not by what was drawn before: a run that went on draws as one that never stopped.
-            generator = torch.Generator(memory.device).manual_seed(self.settings.seed * len(self.photos) + start)
-            with torch.autocast(self.device.type, torch.bfloat16):
-                return agreed_captions(self.model, memory, mask, stage.agreed_of, scorer, generator)
+                return beam_captions(self.model, self.model.encode(features, boxes, mask), mask)
 
         return made_once(self.work / f"{stage.name}.own.json", [self.photos[row].name for row in rows], make)
 

@@ -13,16 +13,11 @@ from model.vocabulary import BOS, EOS
 
 @torch.no_grad()
 def sample_captions(
-    model: DeeCap,
-    memory: Tensor,
-    count: int,
-    mask: Tensor | None = None,
-    generator: torch.Generator | None = None,
-    temperature: float = 1.0,
+    model: DeeCap, memory: Tensor, count: int, mask: Tensor | None = None, generator: torch.Generator | None = None
 ) -> list[list[int]]:
     """`count` captions for each image of `memory (B, R, d)`, those of one image side by side, without BOS.
 
-    A caption ends with EOS unless it ran to the model's longest. Logits are divided by `temperature` > 0.
+    A caption ends with EOS unless it ran to the model's longest.
     """
     state = DecoderState(model, memory, mask, captions_per_image=count)
     rows = memory.shape[0] * count
@@ -33,8 +28,7 @@ def sample_captions(
         state.append(tokens)
         for m in range(1, model.layers + 1):
             state.run_layer(m, every)
-        logits = emission_logits(model, state.hidden[model.layers][:, state.position]).float()
-        chances = (logits / temperature).softmax(-1)
+        chances = emission_logits(model, state.hidden[model.layers][:, state.position]).float().softmax(-1)
         # By the inverse of the cumulative chances: `torch.multinomial` draws a number for every word of every row.
         reached = chances.cumsum(-1)
         drawn = torch.rand(rows, 1, generator=generator, device=memory.device) * reached[:, -1:]

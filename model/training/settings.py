@@ -58,8 +58,7 @@ class StageSettings:
     shallow_exit_weight: float = 0.0  # backbone, self_critical: of one sampled exit m < N, read as h_m
     lambda_: float = 0.5  # exits: equation 11
     distillation: float = 0.0  # exits: weight of the KL divergence from the final exit, which it does not move
-    own_captions: float = 0.0  # exits: share of the targets that are the starting model's own captions
-    agreed_of: int = 0  # with own_captions: those that so many samples agree on best; 0: its beam's
+    own_captions: float = 0.0  # exits: share of the targets that are the starting model's own beam captions
     copied_states: float = 0.0  # exits: share of captions with words whose h_1 stands in for their deeper states
     freeze_layers: bool = True  # exits: section 3.4's per-step freezing
     freeze_backbone: bool = False  # exits: nothing but exits, imitators and gate learns
@@ -156,8 +155,6 @@ def read_settings(path: Path) -> TrainSettings:
             raise ValueError(f"{path}, stage {number}: lambda must be from 0 to 1")
         if built.kind == "self_critical" and built.captions_per_image < 2:
             raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
-        if built.agreed_of and (built.agreed_of < 2 or not built.own_captions):
-            raise ValueError(f"{path}, stage {number}: agreed_of is for own_captions, and 2 or more samples can agree")
         if built.quantised_extractor and built.tune_trunk_from >= 0:
             raise ValueError(f"{path}, stage {number}: a quantised extractor cannot be tuned")
         if built.patience < 1 or built.epochs < 1:

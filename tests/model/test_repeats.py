@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from model.decoding.beam import Beam, Candidates
-from model.decoding.repeats import first_allowed, most_ruled_out, repeating, ruled_out, stutters
+from model.decoding.repeats import first_allowed, most_ruled_out, repeating, ruled_out
 from model.vocabulary import EOS
 
 
@@ -46,24 +46,6 @@ def test_there_are_never_more_than_said() -> None:
         assert len(out) <= most_ruled_out(20)
         most = max(most, len(out))
     assert most >= 4
-
-
-@pytest.mark.parametrize(
-    ("words", "told"),
-    [
-        ([], False),
-        ([5], False),
-        ([5, 6, 5, 6, EOS], False),
-        ([5, 5], True),
-        ([4, 5, 5, 6, EOS], True),
-        ([5, 6, 7, 8, 5, 6, 7], True),
-        ([5, 6, 7, 8, 5, 6, 9, EOS], False),
-    ],
-)
-def test_a_whole_caption_stutters_where_a_word_was_ruled_out(words: list[int], told: bool) -> None:
-    assert stutters(words) == told
-    random = np.random.default_rng(len(words))
-    assert not stutters(some_caption(random, 20, 5))
 
 
 def test_many_captions_at_once_are_as_each_alone() -> None:

@@ -479,8 +479,6 @@ def test_settings_are_read_as_written(tmp_path: Path) -> None:
             "learning_rate = 1e-3\ncaptions_per_image = 1",
             "captions_per_image",
         ),
-        ("lambda = 0.25", "own_captions = 0.5\nagreed_of = 1", "agreed_of"),
-        ("lambda = 0.25", "agreed_of = 10", "agreed_of"),
         # The second stage of a name would be taken for done.
         ('name = "reward"', 'name = "words"', "words"),
     ],
@@ -997,7 +995,7 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         image.save(data / "photos" / name)
     text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
     text = text.replace("shallow_exit_weight = 0.4", "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2")
-    text = text.replace("lambda = 0.25", "own_captions = 1.0\nagreed_of = 5\nquantised_extractor = true")
+    text = text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):
         write_bundle(settings, work, tmp_path / "bundle")
