@@ -96,6 +96,7 @@ class RedisFeatureCache:
         self._ttl_ms = max(1, int(1000 * ttl_seconds))
         self._on_error = on_error
         self._failing = False
+        self._checked = False  # whether its bounds were looked at
         self._retry_at = 0.0  # by time.monotonic()
 
     async def get(self, key: str) -> Regions | None:
@@ -103,6 +104,8 @@ class RedisFeatureCache:
             return None
         try:
             async with asyncio.timeout(SECONDS):
+                if not self._checked:
+                    await self._check()
                 data = await self._redis.get(_redis_key(key))
         except (RedisError, OSError, TimeoutError) as error:
             self._failed(error)
@@ -123,6 +126,15 @@ class RedisFeatureCache:
 
     async def close(self) -> None:
         await self._redis.aclose()
+
+    async def _check(self) -> None:
+        """Warns, once, where nothing bounds what is kept, or where it is bounded by refusing what is new."""
+        bounds = await self._redis.info("memory")
+        self._checked = True
+        if not int(bounds.get("maxmemory", 0)):
+            log.warning("the feature cache's Redis has no maxmemory: it grows until its machine is full")
+        elif str(bounds.get("maxmemory_policy", "noeviction")) == "noeviction":
+            log.warning("the feature cache's Redis has maxmemory-policy noeviction: once full it keeps no new photo")
 
     def _failed(self, error: Exception) -> None:
         self._on_error()

@@ -73,8 +73,8 @@ class Settings(BaseSettings):
     feature_cache_mb: int = Field(
         64,
         ge=0,
-        description="Megabytes of what was seen in photos that are kept, so that the same photo at another "
-        "speed is not looked at again. 0: none.",
+        description="Megabytes of what was seen in photos that a worker keeps, so that the same photo at another "
+        "speed is not looked at again. 0: none. With DEECAP_REDIS_CACHE that Redis's `maxmemory` counts, and not this.",
     )
     feature_cache_ttl_s: float = Field(
         3600.0, gt=0, description="Seconds that Redis keeps what was seen in a photo. An hour spans one user's session."
@@ -135,7 +135,11 @@ class Settings(BaseSettings):
         "every 0.2 s, and not during a look: at least 1, and twice the longest look at DEECAP_LOOK_BATCH photos.",
     )
     tries: int = Field(
-        3, ge=1, le=10, description="Workers that one photo may kill before it is refused as `poison` and put aside."
+        3,
+        ge=2,
+        le=10,
+        description="Workers that one photo may kill before it is refused as `poison` and put aside. At least 2: what "
+        "a worker held when it died is tried again, one by one, before any of it is blamed.",
     )
     target_wait_ms: float = Field(
         150.0,
@@ -147,6 +151,12 @@ class Settings(BaseSettings):
         20.0,
         gt=0,
         description="Seconds without progress after which a worker's model hangs: its process ends, to be restarted.",
+    )
+    load_timeout_s: float = Field(
+        300.0,
+        gt=0,
+        description="Seconds that a worker's model may take to load and to caption a first photo, or its process ends. "
+        "Seconds are usual; a GPU's first start takes minutes.",
     )
     drain_timeout_s: float = Field(
         25.0,
@@ -193,7 +203,7 @@ class Settings(BaseSettings):
     open_probes: bool = Field(
         True,
         description="Whether `/livez`, `/readyz`, `/startupz`, `/metrics` and `/v2/health/…` need no key: "
-        "probes seldom send one.",
+        "probes seldom send one. A front's: a worker's own port, which captions nothing, never asks for any.",
     )
     tracing: Literal["off", "otlp"] = Field(
         "off",

@@ -39,6 +39,8 @@ def make_worker(
         make_cache(settings, metrics),
         metrics,
         hang_seconds=settings.hang_timeout_s,
+        stall_seconds=settings.worker_timeout_s,
+        load_seconds=settings.load_timeout_s,
         drain_seconds=settings.drain_timeout_s,
         target_wait=settings.target_wait_ms / 1000,
         tracing=tracing,

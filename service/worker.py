@@ -56,18 +56,23 @@ class Worker:
         id: str = "",
         beat_seconds: float = BEAT_SECONDS,
         hang_seconds: float = 20.0,
+        stall_seconds: float = 5.0,
+        load_seconds: float = 300.0,
         drain_seconds: float = 25.0,
         target_wait: float = 0.15,
         on_hang: Callable[[str], None] | None = None,
         tracing: Tracing | None = None,
     ) -> None:
         """`id` must be like no other worker's; by default it is made of host, process and chance. `on_hang` gets the
-        reason once the model thread made no progress for `hang_seconds`, or died; by default it ends the process.
+        reason once the model thread made no progress for `hang_seconds`, died, or was not there after `load_seconds`;
+        by default it ends the process. Without progress for `stall_seconds` the worker is not ready any more.
         `target_wait`: seconds in the queue above which jobs that allow it are sped up."""
         self.id = id or f"{socket.gethostname()}-{os.getpid()}-{secrets.token_hex(4)}"
         self._broker, self._model, self._cache = broker, model, cache
         self._metrics, self._tracing = metrics, tracing
         self._beat_seconds, self._hang_seconds, self._drain_seconds = beat_seconds, hang_seconds, drain_seconds
+        self._stall_seconds, self._load_seconds = stall_seconds, load_seconds
+        self._still = 0.0  # seconds since the model thread last got on
         self._on_hang = on_hang or end_process
         self._look_ahead = 2 * model.look_batch  # one batch is looked at while the next is decoded
         self._changed = asyncio.Event()  # set whenever something happened that somebody may wait for
@@ -98,7 +103,8 @@ class Worker:
     @property
     def ready(self) -> bool:
         """Whether jobs are taken and captions go through."""
-        return self._joined and self._model.healthy and not self._stopping.is_set() and not self._outage.lasts
+        gets_on = self._model.healthy and self._still < self._stall_seconds
+        return self._joined and gets_on and not self._stopping.is_set() and not self._outage.lasts
 
     def state(self) -> WorkerState:
         """What the heartbeat says. Only after `start`."""
@@ -117,7 +123,13 @@ class Worker:
 
         A broker that is not there is waited for, after this has returned.
         """
-        self._info = await self._model.start(self._on_health)
+        late = asyncio.get_running_loop().call_later(
+            self._load_seconds, self._on_hang, f"the model was not loaded within {self._load_seconds:g} s"
+        )
+        try:
+            self._info = await self._model.start(self._on_health)
+        finally:
+            late.cancel()
         self._maker.begin()
         self._outcomes = Outcomes(self._info, self._maker, self._teller, self._load, self._metrics)
         self._metrics.joined(self._info, lambda: len(self._hands), self._last_success, lambda: self._load.level)
@@ -163,16 +175,16 @@ class Worker:
 
     async def _beat(self) -> None:
         """Says that the worker lives, as long as the model thread gets on; else, that it hangs."""
-        seen, still = -1, 0.0
+        seen = -1
         while True:
             if self._model.progress != seen:
-                seen, still = self._model.progress, 0.0
+                seen, self._still = self._model.progress, 0.0
                 await self._beat_once()
-            if not self._model.alive or still >= self._hang_seconds:
+            if not self._model.alive or self._still >= self._hang_seconds:
                 self._on_hang("the model thread " + ("made no progress" if self._model.alive else "died"))
                 return
             # Counted in turns and not by the clock: that goes on while the whole process is stopped.
-            still += self._beat_seconds
+            self._still += self._beat_seconds
             if await self._sleep(self._beat_seconds, self._left):
                 return
 
@@ -226,7 +238,8 @@ class Worker:
         self._hands.add(hand)
         if delivery.attempt > 1:
             self._metrics.redelivered()
-            log.warning("job %s comes for the %d. time", delivery.job.id, delivery.attempt)
+            job = delivery.job
+            log.warning("job %s of request %s comes for the %d. time", job.id, job.request_id, delivery.attempt)
         return hand
 
     def _begin(self, hand: Hand) -> None:

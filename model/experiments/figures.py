@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 COLOURS = ("#1b6ca8", "#c2571a", "#4f8a3c", "#7a4fa3", "#8a6d1f", "#4a4a4a", "#b03a6a", "#2a9d9d")
+FIXED = "#4a4a4a"  # of systems without exits: a point each, with its name beside it
 FEWEST = 10  # photos in a bin, or it is left out
 
 
@@ -44,14 +45,17 @@ def figure5(rows: Sequence[ResultRow]) -> Result:
 
     def draw(figure: Figure) -> None:
         left, right = figure.subplots(1, 2)
-        for colour, (name, curve) in zip(COLOURS * 3, curves.items(), strict=False):
+        for name, curve in curves.items():
+            if len(curve) == 1:
+                _fixed(left, curve[0], name)
+        with_exits = ((name, curve) for name, curve in curves.items() if len(curve) > 1)
+        for colour, (name, curve) in zip(COLOURS, with_exits, strict=False):
             _curve(left, curve, ("cider", "low", "high"), name, colour)
-            if len(curve) > 1:
-                _curve(right, curve, ("loss", "loss_low", "loss_high"), name, colour)
+            _curve(right, curve, ("loss", "loss_low", "loss_high"), name, colour)
         left.set(xlabel="SpeedUp, the paper's ratio", ylabel="CIDEr-D x 100", title="Quality, with 95% bootstrap bands")
         right.set(xlabel="SpeedUp, the paper's ratio", ylabel="CIDEr-D less that at full depth", title="Loss, paired")
         right.axhline(0, color="#999999", linewidth=0.8)
-        left.legend(fontsize=8)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside right center", fontsize=8)
         for axes in (left, right):
             axes.spines[["top", "right"]].set_visible(False)
 
@@ -64,13 +68,14 @@ def figure5(rows: Sequence[ResultRow]) -> Result:
 def _curve(axes: Axes, curve: Sequence[dict[str, float]], keys: tuple[str, str, str], name: str, colour: str) -> None:
     x = [point["speedup"] for point in curve]
     middle, low, high = ([point[key] for point in curve] for key in keys)
-    if len(curve) == 1:
-        axes.errorbar(
-            x, middle, [[middle[0] - low[0]], [high[0] - middle[0]]], fmt="s", color=colour, label=name, capsize=3
-        )
-        return
     axes.plot(x, middle, "o-", color=colour, label=name, markersize=3)
     axes.fill_between(x, low, high, color=colour, alpha=0.15, linewidth=0)
+
+
+def _fixed(axes: Axes, point: dict[str, float], name: str) -> None:
+    x, y = point["speedup"], point["cider"]
+    axes.errorbar([x], [y], [[y - point["low"]], [point["high"] - y]], fmt="s", color=FIXED, capsize=3)
+    axes.annotate(name, (x, point["high"]), (0, 3), textcoords="offset points", fontsize=7, color=FIXED, ha="center")
 
 
 def figure2(rows: Sequence[ResultRow]) -> Result:
@@ -88,10 +93,12 @@ def figure2(rows: Sequence[ResultRow]) -> Result:
         data["fixed"].append({"layers": depth, "cider": mean, "low": low, "high": high})
         name = "TF-Complete" if depth == layers else f"TF-{depth}L"
         lines.append([name, depth, len(row.points[0].cider), interval(mean, low, high), None])
-    if early:
-        depths = np.concatenate([point.depth for point in early.points])
-        ciders = np.concatenate([point.cider for point in early.points])
-        same = np.tile(complete.points[0].cider, len(early.points)) if complete else None
+    # Where all words leave at one layer, at either end, it is not the captions that choose it.
+    adaptive = [point for point in early.points if 1 < point.speedup < early.layers] if early else []
+    if adaptive:
+        depths = np.concatenate([point.depth for point in adaptive])
+        ciders = np.concatenate([point.cider for point in adaptive])
+        same = np.tile(complete.points[0].cider, len(adaptive)) if complete else None
         for depth in range(1, layers + 1):
             chosen = np.rint(depths) == depth
             if chosen.sum() < FEWEST:
@@ -122,8 +129,8 @@ def figure2(rows: Sequence[ResultRow]) -> Result:
     columns = ["System", "Layers", "Captions", "CIDEr-D (95%)", "TF-Complete on the same photos"]
     wanted = ["TF-Complete", *(f"TF-{depth}L" for depth in range(1, layers)), "TF-EE"]
     notes = [
-        "TF-EE's captions at all measured thresholds together, each photo once per threshold; its intervals take them "
-        f"for independent and are too narrow. Bins of fewer than {FEWEST} captions are left out."
+        "TF-EE's captions at all measured thresholds but the two ends, each photo once per threshold; its intervals "
+        f"take them for independent and are too narrow. Bins of fewer than {FEWEST} captions are left out."
     ]
     missing = [name for name in wanted if name not in found]
     return Result("Figure 2: layers against quality", Table(columns, lines), data, draw, notes, missing)

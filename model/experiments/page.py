@@ -41,6 +41,7 @@ _HOW = """## How to make a row
 
 <!-- not run: it takes hours and needs data -->
 
+    deecap train --config flickr8k --until backbone --data DATA --work work    # once: what they all start from
     deecap train --config tf-ee --data DATA --work work
     deecap experiment measure --config tf-ee --data DATA --work work
     deecap experiment all

@@ -8,7 +8,7 @@ from model.config import FUSIONS
 from model.evaluation.intervals import mean_interval, paired_bootstrap
 from model.evaluation.result_rows import Point, ResultRow
 from model.experiments.result import Cell, Result, Table, interval
-from model.experiments.select import by_kind, deepest, difference, near
+from model.experiments.select import by_kind, cider_at, deepest, difference, near
 
 TARGET = 4.0  # the SpeedUp of tables 1 and 4
 SCORES = ("B-1", "B-4", "METEOR", "ROUGE-L", "CIDEr-D (95%)", "SPICE")
@@ -42,8 +42,9 @@ def table1(rows: Sequence[ResultRow]) -> Result:
                 else None
             )
             scale = layers / row.layers
-            lines.append([shown, *score_cells(point), against, point.speedup * scale, point.executed_speedup * scale])
-    columns = ["System", *SCORES, "CIDEr-D less TF-Complete's", "SpeedUp", "executed"]
+            speeds = (point.speedup * scale, point.executed_speedup * scale)
+            lines.append([shown, *score_cells(point), against, *speeds, epochs(row)])
+    columns = ["System", *SCORES, "CIDEr-D less TF-Complete's", "SpeedUp", "executed", "Epochs"]
     wanted = ["TF-Complete", "TF-2L", "TF-EE", "DeeCap, concatenation"]
     notes = [TOKENS, "SpeedUp is the paper's ratio, against all layers; `executed` counts the layer-rows that ran."]
     notes += [
@@ -101,7 +102,8 @@ def table4(rows: Sequence[ResultRow]) -> Result:
 
 
 def verdicts(rows: Sequence[ResultRow]) -> list[str]:
-    """Where DeeCap is better than a baseline at the same SpeedUp, where it is worse, and where neither is shown."""
+    """Where DeeCap is better than a baseline at the same SpeedUp, where it is worse, and where neither is shown; and
+    what TF-EE loses of its own quality, beside twice what DeeCap loses."""
     found, layers = by_kind(rows), deepest(rows)
     ours = found.get("DeeCap, concatenation")
     if ours is None:
@@ -116,9 +118,43 @@ def verdicts(rows: Sequence[ResultRow]) -> list[str]:
             if gap:
                 who = _verdict(gap.low, gap.high, "DeeCap wins", f"{name} wins")
                 told.append(
-                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: {interval(*gap, signed=True)} CIDEr-D; {who}."
+                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: {interval(*gap, signed=True)} CIDEr-D; {who}"
+                    f"{_longer(ours, row, name)}."
                 )
+    early = found.get("TF-EE")
+    return told if early is None else told + losses(ours, early, layers)
+
+
+def losses(ours: ResultRow, early: ResultRow, layers: int) -> list[str]:
+    """What each of the two loses against its own full depth, and whether TF-EE loses twice as much."""
+    told = []
+    for speedup in (2.0, 3.0, 4.0):
+        lost = []
+        for row in (ours, early):
+            full, fast = cider_at(row, row.layers / layers), cider_at(row, speedup * row.layers / layers)
+            if full is not None and fast is not None:
+                lost.append(full - fast)
+        if len(lost) == 2:
+            mine, theirs = lost
+            gap = paired_bootstrap(theirs, 2 * mine)
+            verdict = _verdict(gap.low, gap.high, "more than twice as much", "less than twice as much")
+            told.append(
+                f"Going to a SpeedUp of {speedup:g}, DeeCap loses {mine.mean():.1f} of its CIDEr-D at full depth and "
+                f"TF-EE {theirs.mean():.1f}; the latter less twice the former: {interval(*gap, signed=True)}, "
+                f"{verdict}."
+            )
     return told
+
+
+def epochs(row: ResultRow) -> int:
+    """Of all stages that the row's configuration has, those of what it starts from left out."""
+    return sum(stage["epochs"] for stage in row.configuration.get("stages", ()))
+
+
+def _longer(ours: ResultRow, row: ResultRow, name: str) -> str:
+    """A clause for those that learned for other numbers of epochs than ours."""
+    mine, theirs = epochs(ours), epochs(row)
+    return "" if mine == theirs else f" ({name} learned for {theirs} epochs, DeeCap for {mine})"
 
 
 def _verdict(low: float, high: float, above: str, below: str) -> str:

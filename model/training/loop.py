@@ -120,17 +120,25 @@ class Trainer:
         ]
         return kept_rows(self.trunk, self.sources, features)
 
-    def run(self) -> None:
-        """All stages, those already done left out. Raises `FileNotFoundError` when what it starts from is not there."""
+    def run(self, until: str = "") -> None:
+        """All stages, those already done left out, or those up to the one named.
+
+        Raises `FileNotFoundError` when what it starts from is not there, `ValueError` for a stage that there is not.
+        """
+        if until and until not in (names := [stage.name for stage in self.settings.stages]):
+            raise ValueError(f"{self.settings.name} has no stage {until!r}, but {', '.join(names)}")
         if self.settings.starts_from:
             start = self.work.parent / f"{self.settings.starts_from}.pt"
             if not start.exists():
-                raise FileNotFoundError(f"{start} is not there: train {self.settings.starts_from.split('/')[0]} first")
+                run, last = self.settings.starts_from.split("/")
+                raise FileNotFoundError(f"{start} is not there: train {run} first, --until {last} is enough")
             self._load(torch.load(start, map_location=self.device, weights_only=True), other_run=True)
         for stage in self.settings.stages:
             if not (self.work / f"{stage.name}.pt").exists():
                 self._run_stage(stage)
             self._load(torch.load(self.work / f"{stage.name}.pt", map_location=self.device, weights_only=True))
+            if stage.name == until:
+                return
 
     def _load(self, state: dict[str, Any], other_run: bool = False) -> None:
         """Raises `ValueError` where the state is of another vocabulary, or of another network than this run's."""

@@ -837,6 +837,17 @@ def test_a_run_goes_through_its_stages_and_then_has_nothing_more_to_do(data: Pat
     assert all(torch.equal(value, last[name]) for name, value in again.model.state_dict().items())
 
 
+def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(data: Path, tmp_path: Path) -> None:
+    work = tmp_path / "work"
+    trainer = Trainer(settings_of(data, TINY), data, work, work)
+    with pytest.raises(ValueError, match=r"no stage 'word', but words, reward, leaving"):
+        trainer.run("word")
+    trainer.run("words")
+    assert epochs(work) == [("words", 1)]
+    train(TINY, data, work)
+    assert epochs(work) == [("words", 1), ("reward", 1), ("leaving", 1)]
+
+
 def test_each_stage_moves_what_it_is_for(data: Path, tmp_path: Path) -> None:
     frozen = TINY.replace("lambda = 0.25", "freeze_backbone = true")
     work = tmp_path / "work"
@@ -914,7 +925,7 @@ def test_a_run_may_start_from_a_stage_of_another(
         "[model]", '[model]\nexits = "plain"'
     )
     work = tmp_path / "second"
-    with pytest.raises(FileNotFoundError, match="first"):
+    with pytest.raises(FileNotFoundError, match="train first first, --until words is enough"):
         train(text, data, work)
     (tmp_path / "first").mkdir()
     (tmp_path / "first" / "words.pt").write_bytes((uninterrupted / "words.pt").read_bytes())

@@ -41,7 +41,7 @@ async def listening(app: FastAPI) -> AsyncIterator[httpx.AsyncClient]:
         await serving
 
 
-async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
+async def until(condition: Callable[[], bool], seconds: float = 15.0) -> None:
     """Returns once the condition holds; fails where that takes longer."""
     end = asyncio.get_running_loop().time() + seconds
     while not condition():
@@ -50,11 +50,11 @@ async def until(condition: Callable[[], bool], seconds: float = 5.0) -> None:
 
 
 async def until_ready(client: httpx.AsyncClient) -> None:
-    for _ in range(1000):
+    for _ in range(3000):
         if (await client.get("/readyz")).status_code == 200:
             return
         await asyncio.sleep(0.005)
-    raise AssertionError("not ready in five seconds")
+    raise AssertionError("not ready in fifteen seconds")
 
 
 async def scrape(client: httpx.AsyncClient) -> Callable[[str], float]:

@@ -75,12 +75,43 @@ def test_a_baseline_that_wins_is_said_to_win(rows: list[ResultRow]) -> None:
     full, fast = point(0.0, 1.0, low), point(1.0, 4.0, low)
     ours = made(rows[3], full, fast)
     better = made(rows[2], point(0.0, 1.0, high), point(1.0, 4.0, high))
-    told = verdicts([ours, better])
+    told = compared([ours, better])
     assert len(told) == 3
     assert all("TF-EE wins" in line for line in told)
-    assert all("no difference shown" in line for line in verdicts([ours, made(rows[2], full, fast)]))
-    assert all("DeeCap wins" in line for line in verdicts([made(rows[3], *better.points), made(rows[2], full, fast)]))
+    assert all("no difference shown" in line for line in compared([ours, made(rows[2], full, fast)]))
+    assert all("DeeCap wins" in line for line in compared([made(rows[3], *better.points), made(rows[2], full, fast)]))
     assert verdicts([better]) == []
+
+
+def compared(rows: list[ResultRow]) -> list[str]:
+    return [line for line in verdicts(rows) if line.startswith("At a SpeedUp")]
+
+
+def test_who_learned_longer_is_said(rows: list[ResultRow]) -> None:
+    points = [point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [10.0, 20.0])]
+    ours, theirs = made(rows[3], *points), made(rows[2], *points)
+    assert not any("learned" in line for line in compared([ours, theirs]))
+    stages = [{**theirs.configuration["stages"][0], "epochs": 9}]
+    longer = dataclasses.replace(theirs, configuration={**theirs.configuration, "stages": stages})
+    assert all("TF-EE learned for 9 epochs" in line for line in compared([ours, longer]))
+
+
+@pytest.mark.parametrize(
+    ("theirs", "verdict"), [(9.0, "more than twice"), (3.0, "less than twice"), (4.0, "no difference shown")]
+)
+def test_what_is_lost_is_compared_with_twice_what_deecap_loses(
+    rows: list[ResultRow], theirs: float, verdict: str
+) -> None:
+    full = [50.0 + n % 7 for n in range(40)]
+
+    def loses(row: ResultRow, most: float) -> ResultRow:
+        return made(row, point(0.0, 1.0, full), point(1.0, 4.0, [x - most - (n % 3 - 1) for n, x in enumerate(full)]))
+
+    (line,) = [
+        line for line in verdicts([loses(rows[3], 2.0), loses(rows[2], theirs)]) if "Going to a SpeedUp of 4" in line
+    ]
+    assert f"DeeCap loses 2.0 of its CIDEr-D at full depth and TF-EE {theirs:.1f}" in line
+    assert verdict in line
 
 
 def test_table_1_shows_each_system_at_full_depth_and_at_4(rows: list[ResultRow]) -> None:
@@ -90,8 +121,8 @@ def test_table_1_shows_each_system_at_full_depth_and_at_4(rows: list[ResultRow])
     found = table1([complete, two, early])
     lines = {line[0]: line for line in found.table.rows}
     assert list(lines) == ["TF-Complete", "TF-2L", "TF-EE, full depth", "TF-EE"]
-    assert lines["TF-2L"][-2] == 2.0
-    assert lines["TF-EE"][-2] == 4.1
+    assert lines["TF-2L"][-3] == 2.0
+    assert lines["TF-EE"][-3] == 4.1
     assert lines["TF-EE"][1:5] == [60.0, 20.0, None, 40.0]  # METEOR was not run: empty, not replaced
     assert str(lines["TF-EE"][7]) == "-5.0 [-5.0, -5.0]"
     assert lines["TF-Complete"][7] is None
@@ -118,9 +149,13 @@ def test_tables_3_and_4_say_what_they_lack(rows: list[ResultRow]) -> None:
 
 def test_figure_2_bins_captions_by_their_mean_exit_layer(rows: list[ResultRow]) -> None:
     cider = [float(n) for n in range(20)]
-    first = dataclasses.replace(point(0.0, 1.0, cider), depth=[4.0] * 20)
+    full = dataclasses.replace(point(0.0, 1.0, cider), depth=[4.0] * 20)  # the ends are nobody's choice
+    all_first = dataclasses.replace(point(100.0, 4.0, cider), depth=[1.0] * 20)
+    first = dataclasses.replace(point(0.1, 1.01, cider), depth=[4.0] * 20)
     second = dataclasses.replace(point(1.0, 2.0, cider), depth=[1.2] * 10 + [2.6] * 9 + [4.0])
-    found = figure2([made(rows[0], point(0.0, 1.0, [n + 1 for n in cider])), made(rows[2], first, second)])
+    found = figure2(
+        [made(rows[0], point(0.0, 1.0, [n + 1 for n in cider])), made(rows[2], full, first, second, all_first)]
+    )
     early = found.data["early"]
     assert [one["layers"] for one in early] == [1, 4]  # nine captions in bin 3 are too few
     assert early[0]["cider"] == pytest.approx(np.mean(cider[:10]))

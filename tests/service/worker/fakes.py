@@ -173,6 +173,7 @@ class Stage:
         canary_seconds: float = 30.0,
         cache: FeatureCache | None = None,
         hang_seconds: float = 5.0,
+        stall_seconds: float = 5.0,
         drain_seconds: float = 5.0,
         target_wait: float = 60.0,
     ) -> Worker:
@@ -185,6 +186,7 @@ class Stage:
             metrics,
             beat_seconds=0.02,
             hang_seconds=hang_seconds,
+            stall_seconds=stall_seconds,
             drain_seconds=drain_seconds,
             target_wait=target_wait,
             on_hang=self.hung.append,

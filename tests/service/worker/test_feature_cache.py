@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Iterator
 
 import numpy as np
 import pytest
+from redis.asyncio import Redis
 
 from model.caption import Regions
 from service.feature_cache import MemoryFeatureCache, RedisFeatureCache, cache_key, from_bytes, to_bytes
@@ -178,3 +179,26 @@ async def test_a_redis_that_is_not_there_fails_nothing(failures: list[None]) -> 
     await cache.put("photo", regions(1))  # not even tried
     assert len(failures) == 1
     await cache.close()
+
+
+@pytest.mark.parametrize(
+    ("maxmemory", "policy", "told"),
+    [("0", "allkeys-lru", "no maxmemory"), ("100mb", "noeviction", "noeviction"), ("100mb", "allkeys-lfu", "")],
+)
+async def test_a_redis_that_nothing_bounds_is_told_of_once(
+    server: RedisServer, caplog: pytest.LogCaptureFixture, maxmemory: str, policy: str, told: str
+) -> None:
+    client = Redis.from_url(server.url)
+    await client.config_set("maxmemory", maxmemory)
+    await client.config_set("maxmemory-policy", policy)
+    cache = RedisFeatureCache(server.url, 60.0)
+    try:
+        for _ in range(2):
+            await cache.get("photo")
+        assert caplog.text.count("the feature cache's Redis") == bool(told)
+        assert told in caplog.text
+    finally:
+        await client.config_set("maxmemory", "0")
+        await client.config_set("maxmemory-policy", "noeviction")
+        await client.aclose()
+        await cache.close()

@@ -11,11 +11,17 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
+from prometheus_client import CollectorRegistry
 
 import service.worker
 from service.broker.base import Delivery
 from service.caption_maker import HASHED_AT_ONCE
+from service.feature_cache import MemoryFeatureCache
+from service.images import ImageLimits
 from service.jobs import Answer, Job
+from service.model_thread import ModelThread
+from service.worker import Worker
+from service.worker_metrics import WorkerMetrics
 from tests.service import pictures
 from tests.service.running import until
 from tests.service.worker.fakes import STEPS, Stage, StepFake, text
@@ -404,6 +410,41 @@ async def test_the_heart_stops_with_the_model_and_the_process_ends(stage: Stage,
     assert stage.broker.beats == beats
     assert "no progress" in stage.hung[0]
     assert worker.alive
+
+
+async def test_a_worker_whose_model_says_nothing_is_not_ready_until_it_gets_on(stage: Stage, fake: StepFake) -> None:
+    worker = await stage.add_worker(fake, stall_seconds=0.3)
+    await asyncio.sleep(0.4)
+    assert worker.ready  # idle is not stalled
+    fake.look_gate.clear()
+    job = await stage.submit(1)
+    await until(lambda: not worker.ready)
+    fake.look_gate.set()
+    assert await stage.caption(job) == text(1)
+    await until(lambda: worker.ready)
+    assert stage.hung == []
+
+
+async def test_a_model_that_does_not_load_in_time_ends_the_process(stage: Stage, fake: StepFake) -> None:
+    gate = threading.Event()
+
+    def load() -> StepFake:
+        gate.wait(10)
+        return fake
+
+    metrics = WorkerMetrics(CollectorRegistry())
+    limits, cache = ImageLimits(100_000, 8), MemoryFeatureCache(0)
+    worker = Worker(
+        stage.broker, ModelThread(load, metrics), limits, cache, metrics, load_seconds=0.1, on_hang=stage.hung.append
+    )
+    starting = asyncio.create_task(worker.start())
+    await until(lambda: bool(stage.hung))
+    assert stage.hung == ["the model was not loaded within 0.1 s"]
+    gate.set()
+    await starting  # the stand-in for the process's end lets it go on
+    await asyncio.sleep(0.15)
+    assert len(stage.hung) == 1
+    await worker.stop()
 
 
 async def test_a_dead_model_thread_ends_the_process(stage: Stage, fake: StepFake) -> None:

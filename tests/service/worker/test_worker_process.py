@@ -122,10 +122,18 @@ async def test_metrics_tell_what_was_done(
 
 async def test_the_settings_reach_the_worker(stage: Stage) -> None:
     settings = Settings(
-        look_batch=3, hang_timeout_s=7.0, drain_timeout_s=9.0, feature_cache_mb=2, min_side=9, target_wait_ms=400
+        look_batch=3,
+        hang_timeout_s=7.0,
+        worker_timeout_s=4.0,
+        load_timeout_s=8.0,
+        drain_timeout_s=9.0,
+        feature_cache_mb=2,
+        min_side=9,
+        target_wait_ms=400,
     )
     worker = make_worker(settings, stage.broker, CollectorRegistry())
     assert (worker._look_ahead, worker._hang_seconds, worker._drain_seconds) == (6, 7.0, 9.0)
+    assert (worker._stall_seconds, worker._load_seconds) == (4.0, 8.0)
     assert worker._load._target == 0.4
     assert worker._maker._limits == ImageLimits(settings.max_pixels, 9)
     assert worker.id != make_worker(settings, stage.broker, CollectorRegistry()).id
