@@ -330,11 +330,10 @@ class Trainer:
     ) -> tuple[Tensor, float]:
         assert self.reward is not None  # made when the stage began
         features, boxes, mask = regions
-        self.model.eval()
+        self.model.eval()  # for the loss too: dropout would make it one of other chances than were drawn by
         with torch.no_grad():
             memory = self.model.encode(features, boxes, mask)
         samples = sample_captions(self.model, memory, stage.captions_per_image, mask)
-        self.model.train()
         # The references speak of the photo as it is: a mirrored view's samples are mirrored back before scoring.
         scored = [
             self.vocabulary.mirrored(sample) if mirrored(views[index // stage.captions_per_image]) else sample

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from model.decoding.search import emission_logits
 from model.deecap import DeeCap
 from model.evaluation.cider import CiderD
 from model.training.losses import distillation
@@ -44,16 +45,18 @@ def self_critical_loss(
 ) -> Tensor:
     """Policy gradient of the final exit on sampled captions; `batch.targets` are the samples, `advantages (G,)`.
 
-    A sampled shallower exit follows the final one by distillation, as `shallow_exit_weight` says.
+    The chances are those that the samples were drawn by: words that are never emitted have none, and the model is to be
+    in the mode, with dropout or without, that it was in then. A sampled shallower exit follows the final one by
+    distillation, as `shallow_exit_weight` says.
     """
     states = model.hidden_states(model.encode(batch.features, batch.boxes, batch.mask), batch.inputs, batch.mask)
-    logits = model.logits(states[-1])
     kept = batch.targets != PAD
-    log_p = logits.float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-    loss = -(log_p * advantages[:, None])[kept].mean()
+    log_p = emission_logits(model, states[-1]).float().log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+    loss = -(log_p[kept] * advantages[:, None].expand_as(log_p)[kept]).mean()
     if stage.shallow_exit_weight and model.layers > 1:
         m = sample_shallow_exit(model.layers, random)
-        loss = loss + stage.shallow_exit_weight * distillation(model.logits(states[m - 1]), logits, batch.targets)
+        shallow, final = model.logits(states[m - 1]), model.logits(states[-1])
+        loss = loss + stage.shallow_exit_weight * distillation(shallow, final, batch.targets)
     return loss
 
 

@@ -590,14 +590,17 @@ def test_advantages_of_one_photo_sum_to_nothing_and_favour_the_better() -> None:
 
 def test_the_gradient_makes_the_better_sample_likelier(make_model: MakeModel) -> None:
     network = make_model()
+    with torch.no_grad():
+        network.head_bias[UNKNOWN] += 2.0  # likely, and never drawn: the chances are those without it
     samples = [[5, 6, EOS], [7, 8, 9, 10]]
     features, boxes = torch.randn(1, 3, 6, dtype=torch.float64), torch.rand(1, 3, 4, dtype=torch.float64)
     batch = Batch(features, boxes, None, *pad_samples(samples))
 
     def log_p() -> list[float]:
         logits, _, _ = network(features, boxes, batch.inputs)
-        picked = logits[-1].log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
-        return (picked * (batch.targets != PAD)).sum(1).tolist()
+        drawn_by = logits[-1].index_fill(-1, torch.tensor([PAD, BOS, UNKNOWN]), -torch.inf)
+        picked = drawn_by.log_softmax(-1).gather(-1, batch.targets[..., None])[..., 0]
+        return picked.masked_fill(batch.targets == PAD, 0.0).sum(1).tolist()
 
     before = log_p()
     stage = StageSettings("x", "self_critical", 1, 1e-3)
@@ -846,6 +849,22 @@ def test_a_run_ends_with_the_stage_that_it_is_told_and_goes_on_from_there(data: 
     assert epochs(work) == [("words", 1)]
     train(TINY, data, work)
     assert epochs(work) == [("words", 1), ("reward", 1), ("leaving", 1)]
+
+
+def test_samples_are_learned_from_by_the_chances_that_they_were_drawn_by(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    training: dict[str, set[bool]] = {}
+    for name in ("self_critical_loss", "sample_captions", "exits_loss"):
+        whole = getattr(loop, name)
+
+        def watched(network: DeeCap, *others: Any, name: str = name, whole: Any = whole) -> Any:
+            training.setdefault(name, set()).add(network.training)
+            return whole(network, *others)
+
+        monkeypatch.setattr(loop, name, watched)
+    train(TINY, data, tmp_path / "work")
+    assert training == {"self_critical_loss": {False}, "sample_captions": {False}, "exits_loss": {True}}
 
 
 def test_each_stage_moves_what_it_is_for(data: Path, tmp_path: Path) -> None:
