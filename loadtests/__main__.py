@@ -26,7 +26,7 @@ from model.threads import available_cores
 CLIENTS = 32  # of the closed loop: enough to keep the batches full, and fewer than the queue takes
 BURST_SECONDS = 4.0
 # Share of saturation, and for how many seconds: what the docs tell of, longer. Times `--scale`.
-STEPS = ((0.5, 7.0), (0.8, 7.0), (0.95, 4.0), (1.1, 4.0), (1.4, 3.0))
+STEPS = ((0.5, 7.0), (0.8, 7.0), (0.95, 4.0), (1.1, 4.0), (1.4, 3.0), (2.0, 4.0))
 SCENARIOS: dict[str, Callable[[World, float, float], Arrivals]] = {
     "steady": lambda world, rate, seconds: scenarios.steady(world, "balanced", rate, seconds),
     "soak": lambda world, rate, seconds: scenarios.steady(world, "balanced", rate, seconds),

@@ -62,17 +62,27 @@ def plot(steps: Sequence[Step], saturation: Mapping[str, float]) -> bytes:
 
 
 def table(steps: Sequence[Step], saturation: Mapping[str, float]) -> list[list[str]]:
-    """One row per speed, as in docs/capacity.md: saturation, and the times at about half and four fifths of it."""
+    """One row per speed, as in docs/capacity.md.
+
+    Saturation, the times at about half and four fifths of it, and what is left of it at about twice as much.
+    """
     shares = {"half": 0.5, "four fifths": 0.8}
-    rows = [["speed", "saturation, 1/s", *(f"at {words}: offered, 1/s; p50, p95, p99, ms" for words in shares)]]
+    timed = [f"at {words}: offered, 1/s; p50, p95, p99, ms" for words in shares]
+    rows = [["speed", "saturation, 1/s", *timed, "at twice: offered, 1/s; good answers, 1/s, share of saturation"]]
     for speed, most in saturation.items():
         row = [speed, f"{most:.1f}"]
         for share in shares.values():
-            near = min((one for one in steps if one.speed == speed), key=lambda one: abs(one.offered - share * most))
+            near = _nearest(steps, speed, share * most)
             times = ", ".join(f"{1000 * value:.0f}" for value in (near.p50, near.p95, near.p99))
             row.append(f"{near.offered:.1f}; {times}")
+        twice = _nearest(steps, speed, 2 * most)
+        row.append(f"{twice.offered:.1f}; {twice.goodput:.1f}, {twice.goodput / most:.0%}")
         rows.append(row)
     return rows
+
+
+def _nearest(steps: Sequence[Step], speed: str, offered: float) -> Step:
+    return min((one for one in steps if one.speed == speed), key=lambda one: abs(one.offered - offered))
 
 
 def page(steps: Sequence[Step], saturation: Mapping[str, float], about: Mapping[str, str], picture: bytes) -> str:

@@ -15,6 +15,7 @@ from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
 from model.bottom_up.trunk import Trunk
 from model.training.memory_format import channels_last
 from model.training.photos import in_batches, iterate_photos
+from model.training.throughput import machine
 
 BATCH = 32  # views
 SAVE_EVERY = 1000  # photos
@@ -95,7 +96,7 @@ def bottom_features(trunk: Trunk, folder: Path, names: Sequence[str], views: int
     unsaved = 0
     for batch in in_batches(found, math.ceil(BATCH / views)):
         pixels = np.stack([view_pixels(photo, view, row[name]) for name, photo in batch for view in range(views)])
-        with torch.inference_mode(), torch.autocast(device.type, torch.bfloat16):
+        with torch.inference_mode(), machine(device).autocast(device):
             x = normalise(torch.from_numpy(pixels).to(device)).to(memory_format=torch.channels_last)
             y = trunk.bottom(x).to(torch.float16).cpu().numpy()
         for (name, _), value in zip(batch, y.reshape(len(batch), views, *BOTTOM_SHAPE), strict=True):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import math
 import shutil
@@ -37,8 +38,9 @@ from model.training.own_captions import beam_captions, made_once
 from model.training.photos import iterate_photos, photo_names
 from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows, mirrored
 from model.training.sampling import sample_captions
-from model.training.self_critical import CiderReward, pad_samples, self_critical_loss
+from model.training.self_critical import CiderReward, pad_samples, sacreeos_signature, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
+from model.training.throughput import count_flops, machine
 from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import Vocabulary
 
@@ -189,6 +191,7 @@ class Trainer:
             self.kept_quantised = stage.quantised_extractor
         if stage.kind == "self_critical":
             self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})
+            self._log(stage=stage.name, signature=sacreeos_signature(stage.captions_per_image))
         rows = self.train_rows
         if stage.own_captions:
             rows = [row for row, photo in enumerate(self.photos) if photo.split in ("train", "unlabelled")]
@@ -259,22 +262,25 @@ class Trainer:
         torch.manual_seed(int(random.integers(2**31)))
         steps = len(rows) // stage.batch_images
         tuning = 0 <= stage.tune_trunk_from <= epoch
-        started, losses, rewards = time.monotonic(), [], []
+        started, losses, rewards, flops = time.monotonic(), [], [], 0
         batches = epoch_batches(len(rows), stage.batch_images, self.settings.seed, epoch)
         bar = tqdm(batches, total=steps, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
         for number, chosen in enumerate(bar):
             rate = rate_at(epoch * steps + number, steps, stage)
             set_rate(optimiser, rate)
-            loss, reward = self._loss(stage, [rows[index] for index in chosen], tuning, random)
             optimiser.zero_grad(set_to_none=True)
-            loss.backward()
+            learn = functools.partial(self._learn, stage, [rows[index] for index in chosen], tuning, random)
+            if number:
+                loss, reward = learn()
+            else:  # counting takes a while, and the others do about as much
+                (loss, reward), flops = count_flops(learn)
             if stage.kind == "exits" and stage.freeze_layers:
                 freeze_layers(self.model, random)
             parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
             torch.nn.utils.clip_grad_norm_(parameters, stage.gradient_norm)
             optimiser.step()
             average.update()
-            losses.append(loss.item())
+            losses.append(loss)
             rewards.append(reward)
             bar.set_postfix(loss=f"{losses[-1]:.3f}", reward=f"{reward:.1f}")
             if number % LOG_EVERY == LOG_EVERY - 1:
@@ -288,7 +294,16 @@ class Trainer:
             reward=float(np.mean(rewards)),
             seconds=seconds,
             captions_per_s=steps * stage.batch_images * stage.captions_per_image / seconds,
+            share_of_peak=steps * flops / seconds / machine(self.device).flops,
         )
+
+    def _learn(
+        self, stage: StageSettings, rows: Sequence[int], tuning: bool, random: np.random.Generator
+    ) -> tuple[float, float]:
+        """The gradients of one batch. Returns its loss and reward, as `_loss` has them."""
+        loss, reward = self._loss(stage, rows, tuning, random)
+        loss.backward()
+        return loss.item(), reward
 
     def _loss(
         self, stage: StageSettings, rows: Sequence[int], tuning: bool, random: np.random.Generator
@@ -308,7 +323,7 @@ class Trainer:
             captions += pick_captions(texts, stage.captions_per_image, self.vocabulary, mirrored(view), random)
         inputs, targets = pad_captions(captions, self.model.config.max_words)
         batch = Batch(features, boxes, mask, inputs.to(self.device), targets.to(self.device))
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with machine(self.device).autocast(self.device):
             if stage.kind == "backbone":
                 return backbone_loss(self.model, batch, stage, random), 0.0
             return exits_loss(self.model, batch, stage, random), 0.0
@@ -342,7 +357,7 @@ class Trainer:
         advantages, reward = self.reward.advantages(rows, scored)
         inputs, targets = (part.to(self.device) for part in pad_samples(samples))
         batch = Batch(features, boxes, mask, inputs, targets)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with machine(self.device).autocast(self.device):
             weights = torch.from_numpy(advantages).float().to(self.device)
             return self_critical_loss(self.model, batch, weights, stage, random), reward
 

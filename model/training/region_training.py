@@ -28,6 +28,7 @@ from model.training.region_loss import region_losses
 from model.training.region_recall import Recall
 from model.training.regions import PhotoRows, PhotoSource, kept_rows
 from model.training.settings import TrainSettings
+from model.training.throughput import machine
 
 BATCH = 32  # photos at a time where nothing is learned
 
@@ -135,7 +136,7 @@ class RegionTrainer:
 
     def _look(self, rows: list[int], views: list[int]) -> Candidates:
         fine = self.photos.bottom(rows, views).to(self.device)
-        with torch.autocast(self.device.type, torch.bfloat16):
+        with machine(self.device).autocast(self.device):
             with torch.no_grad():
                 coarse = self.trunk.top(fine)
             return self.head(fine, coarse)

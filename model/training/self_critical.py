@@ -60,6 +60,15 @@ def self_critical_loss(
     return loss
 
 
+def sacreeos_signature(samples: int) -> str:
+    """What was rewarded, in the notation of SacreEOS 1.0.0 (Hu et al. 2023, arXiv:2305.12254), for `samples` a photo.
+
+    EOS is a token of samples and references, those included that document frequencies are counted on; CIDEr-D with
+    n-grams up to four and a σ of 6; the baseline is a mean over samples, here those other than the one it is for.
+    """
+    return f"STANDARD_wInit+Cider-D[n4,s6.0]+average[nspi{samples}]+1.0.0"
+
+
 def pad_samples(captions: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     """Samples (EOS included, where they ended) -> inputs `BOS w1 ..` and targets `w1 .. EOS`, both `(G, longest)`."""
     longest = max(len(caption) for caption in captions)

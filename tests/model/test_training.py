@@ -822,7 +822,11 @@ def test_a_run_goes_through_its_stages_and_then_has_nothing_more_to_do(data: Pat
         if "seconds" in line:
             assert math.isfinite(line["loss"])
             assert line["captions_per_s"] > 0
+            assert 0 < line["share_of_peak"] < 1
             assert line["reward"] >= 0 if line["stage"] == "reward" else line["reward"] == 0
+        elif "signature" in line:
+            assert line["stage"] == "reward"
+            assert line["signature"] == "STANDARD_wInit+Cider-D[n4,s6.0]+average[nspi3]+1.0.0"
         else:
             assert line["val_cider"] >= 0
             assert all(isinstance(sample, str) for sample in line["samples"])
