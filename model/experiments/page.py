@@ -71,12 +71,17 @@ def write_page(folder: Path, rows: Sequence[ResultRow], bundle: str, table: Spee
         parts.append(f"## {comparison}")
         told = verdicts(group)
         parts.append("\n".join(f"- {line}" for line in told) if told else "DeeCap and a baseline are not both there.")
+        empty = []
         for name, make in FROM_ROWS.items():
             result = make(group)
+            if not result.table.rows:
+                empty.append(f"{result.title} (no row of {', '.join(result.missing) or 'any system'})")
+                continue
             slug = f"{name}-{number}"
             result.write(beside, slug)
-            shown = result.to_markdown(f"{FOLDER}/{slug}.svg") or "Nothing to show."
-            parts.append(f"### {result.title}\n\n{shown}")
+            parts.append(f"### {result.title}\n\n{result.to_markdown(f'{FOLDER}/{slug}.svg')}")
+        if empty:
+            parts.append(f"### Nothing to show\n\n{'; '.join(empty)}.")
         parts.append("### Where these come from\n\n" + "\n".join(_origin(row) for row in group))
     parts.append(_HOW)
     folder.mkdir(parents=True, exist_ok=True)

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from model.evaluation import metrics
 from model.evaluation.intervals import mean_interval, paired_bootstrap
@@ -243,6 +245,24 @@ def test_speedup_of_a_set_is_a_ratio_of_sums() -> None:
     assert corpus_speedup([[6, 6, 6]], 6) == 1.0
     assert corpus_speedup([[1] * 9], 6) == 6.0
     assert corpus_speedup([], 6) == 1.0
+
+
+@given(st.integers(1, 8).flatmap(lambda n: st.tuples(st.just(n), st.lists(st.lists(st.integers(1, n)), min_size=1))))
+def test_what_holds_of_any_speedup(drawn: tuple[int, list[list[int]]]) -> None:
+    layers, captions = drawn
+    found = corpus_speedup(captions, layers)
+    assert 1.0 <= found <= layers
+    assert corpus_speedup([[word for caption in captions for word in caption]], layers) == found, (
+        "words count, wherever"
+    )
+    assert corpus_speedup(captions[::-1], layers) == found
+    assert sum(exit_histogram(captions, layers)) == sum(map(len, captions))
+    if any(captions):
+        later = [[min(layers, word + 1) for word in caption] for caption in captions]
+        assert corpus_speedup(later, layers) <= found, "who leaves later saves less"
+        steps, rows = sum(map(len, captions)), sum(map(sum, captions))
+        assert executed_speedup(steps, layers, rows) == pytest.approx(found), "without catch-up it is the paper's"
+        assert executed_speedup(steps, layers, rows + 1) < found
 
 
 def test_executed_speedup_counts_the_catch_up() -> None:
