@@ -53,8 +53,7 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
         raise FileNotFoundError(f"{path} is not there: `deecap train` makes it")
     state = torch.load(path, map_location="cpu", weights_only=True)
     vocabulary = Vocabulary(state["vocabulary"])
-    feature_width = int(state["model"]["feature_norm.weight"].shape[0])
-    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=feature_width, **settings.model))
+    model = DeeCap(DeeCapConfig.from_json(state["config"]))
     trunk = Trunk() if "trunk" in state else None
     try:
         model.load_state_dict(state["model"])
@@ -65,11 +64,14 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
     told = dataclasses.asdict(settings)
     budget = budget or told.pop("budget") or settings.name
     configuration = {name: value for name, value in told.items() if name not in ("name", "budget")}
-    policy = settings.exit_policy or default_policy(model)
-    if trunk is None:
-        look = _look_up(data / settings.data.region_features)
+    policy = settings.exit_policy or ExitPolicy.from_json(state["exit_policy"])
+    photos = data / settings.data.photos
+    if trunk is not None:
+        look = _look_with(trunk.eval(), photos)
+    elif settings.starts_from_bundle:
+        look = _look_through(work / EXTRACTOR, photos)
     else:
-        look = _look_with(trunk.eval(), data / settings.data.photos)
+        look = _look_up(data / settings.data.region_features)
     return System(
         settings.name,
         budget,
@@ -87,11 +89,7 @@ def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:
 
     Raises `model.bundle.BundleError` for what is no bundle.
     """
-    from model.bottom_up.extractor import Extractor
-    from model.threads import available_cores
-
     bundle = load_bundle(folder)
-    extractor = Extractor(folder / EXTRACTOR, "cpu", available_cores())
     configuration = {
         "bundle": bundle.name, "revision": bundle.revision, "model": bundle.model.config.to_json()
     }  # fmt: skip
@@ -103,13 +101,8 @@ def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:
         bundle.vocabulary,
         bundle.policy,
         bundle.revision,
-        lambda wanted: look_at(photos, [photo.name for photo in wanted], extractor.look_at_pixels),
+        _look_through(folder / EXTRACTOR, photos),
     )
-
-
-def default_policy(model: DeeCap) -> ExitPolicy:
-    """Every layer tested and nothing copied: the paper's."""
-    return ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
 
 
 def _look_up(path: Path) -> Callable[[Sequence[Photo]], list[Regions]]:
@@ -124,6 +117,14 @@ def _look_up(path: Path) -> Callable[[Sequence[Photo]], list[Regions]]:
         return found
 
     return look
+
+
+def _look_through(extractor: Path, folder: Path) -> Callable[[Sequence[Photo]], list[Regions]]:
+    from model.bottom_up.extractor import Extractor
+    from model.threads import available_cores
+
+    look = Extractor(extractor, "cpu", available_cores()).look_at_pixels
+    return lambda photos: look_at(folder, [photo.name for photo in photos], look)
 
 
 def _look_with(trunk: Trunk, folder: Path) -> Callable[[Sequence[Photo]], list[Regions]]:

@@ -15,11 +15,13 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from model.bundle import BundleError
 from model.training.data import Photo, coco_photos, is_coco
+from model.training.from_bundle import with_new_words, words_of
 from model.training.photos import SUFFIXES
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import RegionStore, open_regions
-from model.training.settings import TrainSettings
+from model.training.settings import TrainSettings, find_bundle
 from model.vocabulary import SPECIAL, Vocabulary, tokenise
 
 SPLITS = ("train", "restval", "val", "test")
@@ -147,6 +149,14 @@ def _splits(settings: TrainSettings, photos: Sequence[Photo], report: DataReport
         )
     captions = [caption for photo in photos if photo.split == "train" for caption in photo.captions]
     vocabulary = Vocabulary.build(captions, settings.least_count)
+    if settings.starts_from_bundle:
+        try:
+            start = words_of(find_bundle(settings.starts_from_bundle))
+        except (BundleError, FileNotFoundError) as error:
+            report.problems.append(str(error))
+        else:
+            vocabulary = with_new_words(start, captions, settings.least_count)
+            report.facts.update(new_words=len(vocabulary) - len(start))
     known = set(vocabulary.words)
     words = [word for caption in captions for word in caption]
     report.facts.update(

@@ -24,22 +24,33 @@ from model.bottom_up.quantise import quantise_extractor
 from model.bottom_up.region_head import load_region_head
 from model.bottom_up.region_selection import region_width
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
-from model.bundle import EXTRACTOR
+from model.bundle import EXTRACTOR, load_bundle
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
+from model.exits import ExitPolicy
 from model.training.average import WeightAverage
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL
+from model.training.from_bundle import keep_extractor, take_weights, with_new_words
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.own_captions import beam_captions, made_once
 from model.training.photos import iterate_photos, photo_names
-from model.training.regions import KeptRegions, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows, mirrored
+from model.training.regions import (
+    KeptRegions,
+    PhotoList,
+    PhotoRows,
+    PhotoSource,
+    RegionFiles,
+    boxes_for,
+    kept_rows,
+    mirrored,
+)
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, sacreeos_signature, self_critical_loss
-from model.training.settings import StageSettings, TrainSettings
+from model.training.settings import StageSettings, TrainSettings, find_bundle
 from model.training.throughput import count_flops, machine
 from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import Vocabulary
@@ -69,8 +80,12 @@ class Trainer:
             raise ValueError(f"{data / settings.data.captions} has no photos in the split val")
         if len(self.train_rows) < largest:
             raise ValueError(f"{len(self.train_rows)} photos in the split train are fewer than a batch of {largest}")
-        self.vocabulary = Vocabulary.build(
-            (caption for row in self.train_rows for caption in self.photos[row].captions), settings.least_count
+        self.bundle = load_bundle(find_bundle(settings.starts_from_bundle)) if settings.starts_from_bundle else None
+        captions = [caption for row in self.train_rows for caption in self.photos[row].captions]
+        self.vocabulary = (
+            with_new_words(self.bundle.vocabulary, captions, settings.least_count)
+            if self.bundle
+            else Vocabulary.build(captions, settings.least_count)
         )
         self.trunk: Trunk | None = None
         self.region_head: dict[str, Any] | None = None  # what `deecap train-regions` saved
@@ -84,12 +99,21 @@ class Trainer:
             self.files = RegionFiles(data / settings.data.region_features, names, numbers)
             feature_width = self.files.feature_width
         else:
-            self.trunk = channels_last(imagenet_trunk().to(self.device))
-            self.rows = self._photo_rows(photos, extra, data, features)
+            self.sources = self._photo_sources(photos, extra, data)
+            self.rows: PhotoRows | PhotoList
+            if self.bundle:
+                self.rows = PhotoList(tuple(self.sources))
+                keep_extractor(self.bundle.folder / EXTRACTOR, work / EXTRACTOR)
+            else:
+                self.trunk = channels_last(imagenet_trunk().to(self.device))
+                self.rows = kept_rows(self.trunk, self.sources, features)
         if settings.data.region_head:
             feature_width = self._read_region_head(work.parent / settings.data.region_head / "head.pt")
-        config = DeeCapConfig(vocabulary_size=len(self.vocabulary), feature_width=feature_width, **settings.model)
-        self.model = DeeCap(config).to(self.device)
+        sizes = self.bundle.model.config.to_json() if self.bundle else {"feature_width": feature_width}
+        config = {**sizes, **settings.model, "vocabulary_size": len(self.vocabulary)}
+        self.model = DeeCap(DeeCapConfig.from_json(config)).to(self.device)
+        if self.bundle:
+            take_weights(self.model, self.bundle.model)
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
@@ -106,21 +130,19 @@ class Trainer:
         self.trunk.load_state_dict(self.region_head["trunk"])
         return region_width(head.width, head.class_count)
 
-    def _photo_rows(self, photos: Sequence[Photo], extra: Sequence[Photo], data: Path, features: Path) -> PhotoRows:
-        """The kept lower-trunk features of all photos, computed where they are not there yet."""
-        assert self.trunk is not None
+    def _photo_sources(self, photos: Sequence[Photo], extra: Sequence[Photo], data: Path) -> list[PhotoSource]:
+        """Where all photos are. Those without captions join the others where a stage wants them."""
         told, views = self.settings.data, self.settings.views
         groups = [(photos, told.photos, told.captions, views), (extra, told.extra_photos, told.extra_captions, views)]
         if told.unlabelled_photos and any(stage.own_captions for stage in self.settings.stages):
             unlabelled = [Photo(photo, "unlabelled", ()) for photo in photo_names(data / told.unlabelled_photos)]
             self.photos.extend(unlabelled)
             groups.append((unlabelled, told.unlabelled_photos, told.unlabelled_photos, 1))
-        self.sources = [
+        return [
             PhotoSource(data / folder, tuple(photo.name for photo in group), source, kept_views)
             for group, folder, source, kept_views in groups
             if group
         ]
-        return kept_rows(self.trunk, self.sources, features)
 
     def run(self, until: str = "") -> None:
         """All stages, those already done left out, or those up to the one named.
@@ -171,6 +193,7 @@ class Trainer:
                 None if kept_mask is None else kept_mask.to(self.device),
             )
         assert self.trunk is not None
+        assert isinstance(self.rows, PhotoRows)
         features = cells(self.trunk.top(self.rows.bottom(rows, views).to(self.device)))
         return features, boxes_for(len(rows)).to(self.device), None
 
@@ -178,16 +201,11 @@ class Trainer:
 
     def _run_stage(self, stage: StageSettings) -> None:
         tuned = stage.tune_trunk_from >= 0
-        if tuned or self.trunk is None:
+        if tuned or self.files is not None:
             self.kept = None
         elif self.kept is None or stage.quantised_extractor != self.kept_quantised:
             # Else they are the last stage's, which left the trunk alone as well.
-            if stage.quantised_extractor or self.region_head:
-                path = self._extractor(stage.quantised_extractor)
-                threads = torch.get_num_threads()
-                self.kept = KeptRegions.through_extractor(self.rows, self.sources, path, self.features, threads)
-            else:
-                self.kept = KeptRegions.through_trunk(self.rows, self.trunk, self.features)
+            self.kept = self._keep_regions(stage)
             self.kept_quantised = stage.quantised_extractor
         if stage.kind == "self_critical":
             self.reward = CiderReward({row: self._numbered(row) for row in self.train_rows})
@@ -224,6 +242,15 @@ class Trainer:
             )
         (self.work / f"{stage.name}.best.pt").replace(self.work / f"{stage.name}.pt")
 
+    def _keep_regions(self, stage: StageSettings) -> KeptRegions:
+        if self.bundle or self.region_head or stage.quantised_extractor:
+            path = self.work / EXTRACTOR if self.bundle else self._extractor(stage.quantised_extractor)
+            threads = torch.get_num_threads()
+            return KeptRegions.through_extractor(self.rows, self.sources, path, self.features, threads)
+        assert self.trunk is not None
+        assert isinstance(self.rows, PhotoRows)
+        return KeptRegions.through_trunk(self.rows, self.trunk, self.features)
+
     def _extractor(self, quantised: bool) -> Path:
         """The extractor as a file in the work folder, from where the bundle takes the one in int8."""
         assert self.trunk is not None
@@ -246,7 +273,15 @@ class Trainer:
 
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
         states = {name: module.state_dict() for name, module in self._modules().items()}
-        state = {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
+        policy = self.settings.exit_policy or (self.bundle.policy if self.bundle else default_policy(self.model))
+        state = {
+            "stage": stage.name,
+            "progress": dict(progress),
+            "vocabulary": list(self.vocabulary.words),
+            "config": self.model.config.to_json(),
+            "exit_policy": policy.to_json(),
+            **states,
+        }
         return state if self.region_head is None else {**state, "region_head": self.region_head}
 
     def _run_epoch(
@@ -397,6 +432,11 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
         if "epoch" in line:
             print(json.dumps(line), flush=True)
+
+
+def default_policy(model: DeeCap) -> ExitPolicy:
+    """Every layer tested and nothing copied: the paper's."""
+    return ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
 
 
 def weights_that_fit(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

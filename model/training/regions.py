@@ -70,6 +70,25 @@ class PhotoSource:
     views: int = 1  # of each photo, that are kept
 
 
+@dataclass(frozen=True)
+class PhotoList:
+    """Photos of several data sets as one list, of which nothing but regions is kept: their extractor does not learn."""
+
+    sources: tuple[PhotoSource, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(name for told in self.sources for name in told.names)
+
+    def views(self, row: int) -> int:
+        """How many views of the photo there are."""
+        for told in self.sources:
+            if row < len(told.names):
+                return told.views
+            row -= len(told.names)
+        raise IndexError("no such photo")
+
+
 def kept_rows(trunk: Trunk, sources: Sequence[PhotoSource], features: Path) -> PhotoRows:
     """The kept lower-trunk features of all photos, computed where they are not in the folder `features` yet."""
     parts = []
@@ -112,7 +131,7 @@ class KeptRegions:
 
     @classmethod
     def through_extractor(
-        cls, photos: PhotoRows, sources: Sequence[PhotoSource], path: Path, folder: Path, threads: int
+        cls, photos: PhotoRows | PhotoList, sources: Sequence[PhotoSource], path: Path, folder: Path, threads: int
     ) -> KeptRegions:
         """As served: from the pixels, by the extractor in the file `path`, once for each such file.
 
@@ -139,13 +158,19 @@ class KeptRegions:
 
     @classmethod
     def _made_once(
-        cls, photos: PhotoRows, folder: Path, seen_by: bytes, size: tuple[int, int], look: Callable[[KeptRegions], None]
+        cls,
+        photos: PhotoRows | PhotoList,
+        folder: Path,
+        seen_by: bytes,
+        size: tuple[int, int],
+        look: Callable[[KeptRegions], None],
     ) -> KeptRegions:
         """`seen_by`: what the regions come from, beside the photos; `size`: R and F."""
         digest = hashlib.sha256(json.dumps(photos.names).encode() + seen_by).hexdigest()[:12]
         path = folder / f"regions-{digest}.npy"
         where = path.with_suffix(".npz")
         if not where.exists():  # written last: without it the other is not whole
+            folder.mkdir(parents=True, exist_ok=True)
             most, width = size
             features = np.lib.format.open_memmap(
                 path, "w+", dtype=np.float16, shape=(len(photos.names), 2, most, width)

@@ -29,21 +29,19 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     if not last.exists():
         raise FileNotFoundError(f"{last} is not there: the run has not finished; `deecap train` goes on with it")
     state = torch.load(last, map_location="cpu", weights_only=True)
-    if "trunk" not in state:
+    if settings.data.region_features:
         raise ValueError(f"{settings.name} was trained on region features: it has no extractor to put into a bundle")
     vocabulary = Vocabulary(state["vocabulary"])
-    feature_width = len(state["model"]["feature_norm.weight"])
-    model = DeeCap(DeeCapConfig(vocabulary_size=len(vocabulary), feature_width=feature_width, **settings.model))
+    model = DeeCap(DeeCapConfig.from_json(state["config"]))
     model.load_state_dict(state["model"])
-    trunk = Trunk()
-    trunk.load_state_dict(state["trunk"])
-    policy = ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
-    policy = settings.exit_policy or policy
+    policy = settings.exit_policy or ExitPolicy.from_json(state["exit_policy"])
     policy.validate(model.layers)
     save_model(folder, folder.name, model, vocabulary, policy)
-    if settings.stages[-1].quantised_extractor:
+    if settings.stages[-1].quantised_extractor or settings.starts_from_bundle:
         shutil.copyfile(work / EXTRACTOR, folder / EXTRACTOR)
     else:
+        trunk = Trunk()
+        trunk.load_state_dict(state["trunk"])
         write_extractor(trunk, state.get("region_head"), settings.data.large_cells, folder / EXTRACTOR)
     only_row = SpeedRow(tau=0.0, speedup=1.0, executed_speedup=1.0, cider=0.0, describe_ms=0.0)
     table = SpeedTable((only_row,), dict.fromkeys(TIERS, 0.0), {"note": UNMEASURED})

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import tomllib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
 SHIPPED = Path(__file__).parent / "configs"
+SHIPPED_BUNDLES = Path(__file__).parents[1] / "bundles"
 # Folders of the configurations that the paper's tables compare, and of those with one choice of theirs changed.
 COMPARED = ("systems", "ablations")
 
@@ -77,6 +79,7 @@ class TrainSettings:
     exit_policy: ExitPolicy | None = None  # of the bundle; None: every layer tested, nothing copied
     budget: str = ""  # what the run may be compared with: runs of one budget saw the same data for as long
     starts_from: str = ""  # `<run>/<stage>` in the same work folder, whose model and trunk this run goes on from
+    starts_from_bundle: str = ""  # folder, or name of one that ships: this run goes on from its model, words, extractor
     views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
     average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
     least_count: int = 5  # times a word must be seen
@@ -175,7 +178,31 @@ def read_settings(path: Path) -> TrainSettings:
             raw["exit_policy"] = ExitPolicy.from_json(policy)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, [exit_policy]: {error}") from error
+    if raw.get("starts_from_bundle"):
+        _check_goes_on_from_bundle(path, raw, data, stages)
+        raw.setdefault("model", {})
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
+
+
+def _check_goes_on_from_bundle(
+    path: Path, raw: dict[str, Any], data: DataSettings, stages: Sequence[StageSettings]
+) -> None:
+    """Raises `ValueError` for what cannot be with a bundle's extractor, which is a graph and does not learn."""
+    other = [name for name in ("region_features", "region_head") if getattr(data, name)]
+    other += ["starts_from"] if raw.get("starts_from") else []
+    if other:
+        raise ValueError(f"{path}: starts_from_bundle and {other[0]}: one of them")
+    for stage in stages:
+        if stage.tune_trunk_from >= 0 or stage.quantised_extractor:
+            raise ValueError(f"{path}, stage {stage.name}: a bundle's extractor stays as it is")
+
+
+def find_bundle(told: str) -> Path:
+    """A bundle's folder, or that of one that ships, by its name. Raises `FileNotFoundError` where there is none."""
+    for folder in (Path(told), SHIPPED_BUNDLES / told):
+        if folder.is_dir():
+            return folder
+    raise FileNotFoundError(f"there is no bundle {told}, neither a folder nor one that ships")
 
 
 def find_settings(config: Path) -> TrainSettings:

@@ -83,10 +83,13 @@ def test_the_page_is_followed_to_a_caption(tmp_path: Path) -> None:
     assert answer["model"]["name"] == "my-bundle"
     said = answer["caption"].split()
     assert len(said) >= 2
-    assert set(said) <= words
-    lines = [json.loads(line) for line in (folder / "work" / "own" / "log.jsonl").read_text().splitlines()]
-    losses = [line["loss"] for line in lines if line["stage"] == "backbone" and "seconds" in line]
+    known = set(json.loads((folder / "my-bundle" / "vocabulary.json").read_text()))
+    assert {*said, *words} <= known
+    lines = [json.loads(line) for line in (folder / "work" / "fine-tune" / "log.jsonl").read_text().splitlines()]
+    losses = [line["loss"] for line in lines if "seconds" in line]
     assert losses[-1] < 0.7 * losses[0]
+    ciders = [line["val_cider"] for line in lines if "val_cider" in line]
+    assert max(ciders) > 2 * ciders[0]
 
 
 @pytest.mark.parametrize(
@@ -97,9 +100,8 @@ def test_the_configurations_on_the_page_can_be_read(block: object, tmp_path: Pat
     path.write_text(block.text)
     settings = read_settings(path)
     assert settings.name == "mine"
-    own = find_settings(Path("own"))
-    assert settings.data == own.data
-    assert settings.exit_policy == own.exit_policy
+    assert settings.data == find_settings(Path("own")).data == find_settings(Path("fine-tune")).data
+    assert settings.starts_from_bundle or settings.exit_policy == find_settings(Path("own")).exit_policy
 
 
 def test_the_page_tells_every_key_and_no_other() -> None:
@@ -113,5 +115,6 @@ def test_the_page_tells_every_key_and_no_other() -> None:
 
 
 def test_the_smallest_split_that_the_page_names_is_that_of_the_configuration() -> None:
-    assert {stage.batch_images for stage in find_settings(Path("own")).stages} == {8}
+    for name in ("own", "fine-tune"):
+        assert {stage.batch_images for stage in find_settings(Path(name)).stages} == {8}
     assert "needs eight photos or more" in PAGE.read_text()

@@ -1,0 +1,202 @@
+"""A run that goes on from a bundle: its words keep their numbers, its weights and extractor are where it begins."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import model.training.loop as loop
+from model.bundle import EXTRACTOR, SPEEDS, VOCABULARY, BundleError, load_bundle, write_json
+from model.captioner import Captioner
+from model.deecap import DeeCap
+from model.exits import ExitPolicy
+from model.experiments.systems import from_run
+from model.random_bundle import WORDS
+from model.training.check_data import check_data
+from model.training.data import read_captions
+from model.training.from_bundle import take_weights, with_new_words
+from model.training.loop import Trainer
+from model.training.release import write_bundle
+from model.training.settings import TrainSettings, read_settings
+from model.vocabulary import SPECIAL, Vocabulary
+from tests.model.conftest import RandomBundle
+
+NEW = ("a zebra runs on the grass", "two zebras sit here")
+GOES_ON = """
+name = "goes-on"
+seed = 0
+starts_from_bundle = "{bundle}"
+least_count = 1
+views = 2
+
+[data]
+captions = "captions.json"
+photos = "photos"
+
+[[stage]]
+name = "exits"
+kind = "exits"
+epochs = 1
+learning_rate = 1e-3
+batch_images = 2
+captions_per_image = 2
+"""
+
+
+@pytest.fixture(scope="module")
+def bundle(random_bundle: RandomBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Whose exit policy is one of its own."""
+    folder = tmp_path_factory.mktemp("bundles") / "before"
+    shutil.copytree(random_bundle.folder, folder)
+    config = json.loads((folder / "config.json").read_text())
+    config["exit_policy"] = ExitPolicy((1, 3), "copied").to_json()
+    write_json(folder / "config.json", config)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("data")
+    (folder / "photos").mkdir()
+    draw, images = np.random.default_rng(0), []
+    for number, split in enumerate(["train"] * 4 + ["val"]):
+        Image.fromarray(draw.integers(0, 256, (60, 80, 3), np.uint8)).save(folder / "photos" / f"{number}.png")
+        sentences = [{"raw": text} for text in NEW]
+        images.append({"filename": f"{number}.png", "split": split, "sentences": sentences})
+    (folder / "captions.json").write_text(json.dumps({"images": images}))
+    return folder
+
+
+@pytest.fixture
+def settings(bundle: Path, tmp_path: Path) -> Callable[..., TrainSettings]:
+    """`settings(old, new, ...)`: those of `GOES_ON`, with `new` in place of `old`."""
+
+    def make(*changes: str) -> TrainSettings:
+        text = GOES_ON.format(bundle=bundle)
+        for old, new in zip(changes[::2], changes[1::2], strict=True):
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "goes-on.toml").write_text(text)
+        return read_settings(tmp_path / "goes-on.toml")
+
+    return make
+
+
+def test_new_words_come_after_the_known_ones() -> None:
+    known = Vocabulary([*SPECIAL, "a", "dog"])
+    captions = [["a", "zebra"], ["a", "zebra", "dog"], ["a", "rare", "dog"]]
+    assert with_new_words(known, captions, 2).words == (*known.words, "zebra")
+    assert with_new_words(known, captions, 1).words == (*known.words, "zebra", "rare")
+    assert with_new_words(known, [], 1).words == known.words
+
+
+def test_it_begins_where_the_bundle_ended_and_becomes_a_bundle(
+    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, work = load_bundle(bundle), tmp_path / "work" / "goes-on"
+    seen: list[dict[str, torch.Tensor]] = []
+    whole = loop.exits_loss
+
+    def first_look(network: DeeCap, *others: Any) -> torch.Tensor:
+        if not seen:
+            seen.append({name: value.clone() for name, value in network.state_dict().items()})
+        return whole(network, *others)
+
+    monkeypatch.setattr(loop, "exits_loss", first_look)
+    trainer = Trainer(settings(), data, work, tmp_path / "features")
+    trainer.run()
+    count = len(started.vocabulary)
+    assert trainer.vocabulary.words[:count] == started.vocabulary.words
+    assert set(trainer.vocabulary.words[count:]) == {"zebra", "zebras", "sit", "here"}
+    for name, value in started.model.state_dict().items():
+        assert torch.equal(seen[0][name][: len(value)] if value.ndim else seen[0][name], value), name
+    assert (seen[0]["head_bias"][count:] == started.model.head_bias.min()).all()
+
+    write_bundle(settings(), work, tmp_path / "after")
+    assert (tmp_path / "after" / EXTRACTOR).read_bytes() == (bundle / EXTRACTOR).read_bytes()
+    ended = load_bundle(tmp_path / "after")
+    assert ended.policy == started.policy
+    assert ended.vocabulary.words == trainer.vocabulary.words
+    assert not torch.equal(ended.model.word_embedding.weight[:count], started.model.word_embedding.weight)
+    captioner = Captioner.load(tmp_path / "after", "cpu")
+    with Image.open(data / "photos" / "0.png") as image:
+        regions = captioner.look(image)
+        assert len(captioner.describe(regions, "full").words) <= 20
+    measured = from_run(settings(), work, data)
+    assert measured.policy == started.policy
+    assert measured.vocabulary.words == ended.vocabulary.words
+    photo = read_captions(data / "captions.json")[:1]
+    assert np.allclose(measured.look(photo)[0].features, regions.features, rtol=1e-2, atol=1e-2)
+
+
+def test_the_bundle_may_not_change_under_the_run(
+    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    other = tmp_path / "other"
+    shutil.copytree(bundle, other)
+    chosen = settings(str(bundle), str(other))
+    Trainer(chosen, data, tmp_path / "work", tmp_path)
+    (other / EXTRACTOR).write_bytes((other / EXTRACTOR).read_bytes() + b"\0")
+    with pytest.raises(ValueError, match=r"extractor\.onnx is not what this run began with"):
+        Trainer(chosen, data, tmp_path / "work", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        (('photos = "photos"', 'photos = "photos"\nregion_features = "r"'), "starts_from_bundle and region_features"),
+        (("seed = 0", 'seed = 0\nstarts_from = "run/exits"'), "starts_from_bundle and starts_from"),
+        (("epochs = 1", "epochs = 1\ntune_trunk_from = 0"), "a bundle's extractor stays as it is"),
+        (("epochs = 1", "epochs = 1\nquantised_extractor = true"), "a bundle's extractor stays as it is"),
+    ],
+)
+def test_what_cannot_be_with_a_bundle_is_told_at_once(
+    settings: Callable[..., TrainSettings], changes: tuple[str, str], told: str
+) -> None:
+    with pytest.raises(ValueError, match=told):
+        settings(*changes)
+
+
+def test_another_network_is_refused(data: Path, settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="other sizes than the bundle"):
+        Trainer(settings("[[stage]]", "[model]\nfeed_forward = 64\n\n[[stage]]"), data, tmp_path / "work", tmp_path)
+    trainer = Trainer(settings("[[stage]]", "[model]\ndropout = 0.4\n\n[[stage]]"), data, tmp_path / "w", tmp_path)
+    assert trainer.model.config.dropout == 0.4
+    with pytest.raises(ValueError, match="other sizes"):
+        take_weights(trainer.model, DeeCap(replace(trainer.model.config, decoder_layers=5)))
+
+
+def test_a_bundle_that_is_not_there_or_none_is_named(
+    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    gone = settings(str(bundle), "nowhere")
+    with pytest.raises(FileNotFoundError, match="no bundle nowhere"):
+        Trainer(gone, data, tmp_path / "work", tmp_path)
+    assert check_data(gone, data).problems == ["there is no bundle nowhere, neither a folder nor one that ships"]
+    broken = tmp_path / "broken"
+    shutil.copytree(bundle, broken)
+    (broken / VOCABULARY).write_text("{")
+    chosen = settings(str(bundle), str(broken))
+    with pytest.raises(BundleError, match=r"vocabulary\.json"):
+        Trainer(chosen, data, tmp_path / "work", tmp_path)
+    assert "vocabulary.json" in check_data(chosen, data).problems[0]
+    (broken / SPEEDS).unlink()
+    with pytest.raises(BundleError, match=r"speeds\.json not there"):
+        Trainer(chosen, data, tmp_path / "work", tmp_path)
+
+
+def test_checking_tells_how_many_words_are_new(data: Path, settings: Callable[..., TrainSettings]) -> None:
+    report = check_data(settings(), data)
+    assert report.problems == []
+    assert report.facts["new_words"] == 4
+    assert report.facts["vocabulary"] == len(SPECIAL) + len(WORDS) + 4
+    assert report.facts["unknown_words"] == 0.0
