@@ -75,13 +75,13 @@ def write_page(folder: Path, rows: Sequence[ResultRow], bundle: str, table: Spee
         for name, make in FROM_ROWS.items():
             result = make(group)
             if not result.table.rows:
-                empty.append(f"{result.title} (no row of {', '.join(result.missing) or 'any system'})")
+                empty.append(f"{result.title} (no row of {'; '.join(result.missing) or 'any system'})")
                 continue
             slug = f"{name}-{number}"
             result.write(beside, slug)
             parts.append(f"### {result.title}\n\n{result.to_markdown(f'{FOLDER}/{slug}.svg')}")
         if empty:
-            parts.append(f"### Nothing to show\n\n{'; '.join(empty)}.")
+            parts.append("### Nothing to show\n\n" + "\n".join(f"- {line}" for line in empty))
         parts.append("### Where these come from\n\n" + "\n".join(_origin(row) for row in group))
     parts.append(_HOW)
     folder.mkdir(parents=True, exist_ok=True)

@@ -17,15 +17,16 @@ from model.bottom_up.preprocess import normalise
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk
 from model.bundle import EXTRACTOR, load_bundle
 from model.caption import Regions
-from model.config import DeeCapConfig
 from model.deecap import DeeCap
 from model.exits import ExitPolicy
 from model.training.data import Photo
+from model.training.from_bundle import KEPT
 from model.training.photos import look_at
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import open_regions
 from model.training.regions import boxes_for
 from model.training.settings import TrainSettings
+from model.training.trained import read_stage, trained_network
 from model.vocabulary import Vocabulary
 
 
@@ -44,44 +45,44 @@ class System:
 
 
 def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", budget: str = "") -> System:
-    """The model that a stage (default: the last) of a run ended with; regions as in training, at full precision.
+    """The model that a stage (default: the last) of a run ended with; regions as in training: at full precision, or by
+    the extractor of the bundle that the run went on from.
 
     Raises `FileNotFoundError` for a run that is not finished, `ValueError` for a checkpoint of another configuration.
     """
     path = work / f"{stage or settings.stages[-1].name}.pt"
-    if not path.exists():
-        raise FileNotFoundError(f"{path} is not there: `deecap train` makes it")
-    state = torch.load(path, map_location="cpu", weights_only=True)
-    vocabulary = Vocabulary(state["vocabulary"])
-    model = DeeCap(DeeCapConfig.from_json(state["config"]))
-    trunk = Trunk() if "trunk" in state else None
-    try:
-        model.load_state_dict(state["model"])
-        if trunk is not None:
-            trunk.load_state_dict(state["trunk"])
-    except RuntimeError as error:
-        raise ValueError(f"{path} is not of this configuration: {error}") from error
-    told = dataclasses.asdict(settings)
-    budget = budget or told.pop("budget") or settings.name
-    configuration = {name: value for name, value in told.items() if name not in ("name", "budget")}
-    policy = settings.exit_policy or ExitPolicy.from_json(state["exit_policy"])
+    state = read_stage(path)
+    model, policy = trained_network(settings, state)
     photos = data / settings.data.photos
-    if trunk is not None:
+    if settings.starts_from_bundle:
+        look = _look_through(work / KEPT, photos)
+    elif "trunk" in state:
+        trunk = Trunk()
+        trunk.load_state_dict(state["trunk"])
         look = _look_with(trunk.eval(), photos)
-    elif settings.starts_from_bundle:
-        look = _look_through(work / EXTRACTOR, photos)
     else:
         look = _look_up(data / settings.data.region_features)
     return System(
         settings.name,
-        budget,
-        {**configuration, "measured_stage": path.stem},
+        budget or settings.budget or settings.name,
+        {**configuration(settings), "measured_stage": path.stem},
         model.requires_grad_(False).eval(),
-        vocabulary,
+        Vocabulary(state["vocabulary"]),
         policy,
         _digest(path),
         look,
     )
+
+
+def configuration(settings: TrainSettings) -> dict[str, Any]:
+    """All that training was told but its name, as a row has it: what a row written today must find the others by."""
+    told = dataclasses.asdict(settings)
+    later = {"starts_from_bundle": ""}  # settings that came when there were rows already, where they say nothing
+    return {
+        name: value
+        for name, value in told.items()
+        if name not in ("name", "budget") and not (name in later and value == later[name])
+    }
 
 
 def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:

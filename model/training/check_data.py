@@ -15,13 +15,12 @@ from typing import IO, Any
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from model.bundle import BundleError
 from model.training.data import Photo, coco_photos, is_coco
-from model.training.from_bundle import with_new_words, words_of
+from model.training.from_bundle import read_start, with_new_words
 from model.training.photos import SUFFIXES
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import RegionStore, open_regions
-from model.training.settings import TrainSettings, find_bundle
+from model.training.settings import TrainSettings
 from model.vocabulary import SPECIAL, Vocabulary, tokenise
 
 SPLITS = ("train", "restval", "val", "test")
@@ -151,8 +150,8 @@ def _splits(settings: TrainSettings, photos: Sequence[Photo], report: DataReport
     vocabulary = Vocabulary.build(captions, settings.least_count)
     if settings.starts_from_bundle:
         try:
-            start = words_of(find_bundle(settings.starts_from_bundle))
-        except (BundleError, FileNotFoundError) as error:
+            start = read_start(settings.starts_from_bundle).vocabulary
+        except (ValueError, FileNotFoundError) as error:
             report.problems.append(str(error))
         else:
             vocabulary = with_new_words(start, captions, settings.least_count)

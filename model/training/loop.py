@@ -24,15 +24,14 @@ from model.bottom_up.quantise import quantise_extractor
 from model.bottom_up.region_head import load_region_head
 from model.bottom_up.region_selection import region_width
 from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
-from model.bundle import EXTRACTOR, load_bundle
+from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
-from model.exits import ExitPolicy
 from model.training.average import WeightAverage
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL
-from model.training.from_bundle import keep_extractor, take_weights, with_new_words
+from model.training.from_bundle import KEPT, keep_extractor, network_like, read_start, take_weights, with_new_words
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
@@ -50,7 +49,7 @@ from model.training.regions import (
 )
 from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, sacreeos_signature, self_critical_loss
-from model.training.settings import StageSettings, TrainSettings, find_bundle
+from model.training.settings import StageSettings, TrainSettings
 from model.training.throughput import count_flops, machine
 from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import Vocabulary
@@ -63,10 +62,14 @@ class Trainer:
     """One run in one work folder: `log.jsonl` to plot, `checkpoint.pt` to go on from, `<stage>.pt` of each stage."""
 
     def __init__(self, settings: TrainSettings, data: Path, work: Path, features: Path) -> None:
-        """`features`: folder of kept features, shared by runs. Raises `ValueError` for bad data."""
+        """`features`: folder of kept features, shared by runs.
+
+        Raises `ValueError` for bad data or a bad bundle to go on from, `FileNotFoundError` for what is not there.
+        """
         self.settings, self.work, self.features = settings, work, features
         work.mkdir(parents=True, exist_ok=True)
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.machine = machine(self.device)
         torch.manual_seed(settings.seed)
         photos = [photo for photo in read_captions(data / settings.data.captions) if photo.split in ("train", "val")]
         extra = read_captions(data / settings.data.extra_captions) if settings.data.extra_captions else []
@@ -80,7 +83,7 @@ class Trainer:
             raise ValueError(f"{data / settings.data.captions} has no photos in the split val")
         if len(self.train_rows) < largest:
             raise ValueError(f"{len(self.train_rows)} photos in the split train are fewer than a batch of {largest}")
-        self.bundle = load_bundle(find_bundle(settings.starts_from_bundle)) if settings.starts_from_bundle else None
+        self.bundle = read_start(settings.starts_from_bundle) if settings.starts_from_bundle else None
         captions = [caption for row in self.train_rows for caption in self.photos[row].captions]
         self.vocabulary = (
             with_new_words(self.bundle.vocabulary, captions, settings.least_count)
@@ -103,17 +106,21 @@ class Trainer:
             self.rows: PhotoRows | PhotoList
             if self.bundle:
                 self.rows = PhotoList(tuple(self.sources))
-                keep_extractor(self.bundle.folder / EXTRACTOR, work / EXTRACTOR)
             else:
                 self.trunk = channels_last(imagenet_trunk().to(self.device))
                 self.rows = kept_rows(self.trunk, self.sources, features)
         if settings.data.region_head:
             feature_width = self._read_region_head(work.parent / settings.data.region_head / "head.pt")
-        sizes = self.bundle.model.config.to_json() if self.bundle else {"feature_width": feature_width}
-        config = {**sizes, **settings.model, "vocabulary_size": len(self.vocabulary)}
-        self.model = DeeCap(DeeCapConfig.from_json(config)).to(self.device)
+        words = len(self.vocabulary)
+        config = (
+            network_like(self.bundle.model.config, settings.model, words)
+            if self.bundle
+            else DeeCapConfig(vocabulary_size=words, feature_width=feature_width, **settings.model)
+        )
+        self.model = DeeCap(config).to(self.device)
         if self.bundle:
             take_weights(self.model, self.bundle.model)
+            keep_extractor(self.bundle, work)
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
@@ -244,7 +251,7 @@ class Trainer:
 
     def _keep_regions(self, stage: StageSettings) -> KeptRegions:
         if self.bundle or self.region_head or stage.quantised_extractor:
-            path = self.work / EXTRACTOR if self.bundle else self._extractor(stage.quantised_extractor)
+            path = self.work / KEPT if self.bundle else self._extractor(stage.quantised_extractor)
             threads = torch.get_num_threads()
             return KeptRegions.through_extractor(self.rows, self.sources, path, self.features, threads)
         assert self.trunk is not None
@@ -273,15 +280,10 @@ class Trainer:
 
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
         states = {name: module.state_dict() for name, module in self._modules().items()}
-        policy = self.settings.exit_policy or (self.bundle.policy if self.bundle else default_policy(self.model))
-        state = {
-            "stage": stage.name,
-            "progress": dict(progress),
-            "vocabulary": list(self.vocabulary.words),
-            "config": self.model.config.to_json(),
-            "exit_policy": policy.to_json(),
-            **states,
-        }
+        state = {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
+        if self.bundle:
+            start = {"config": self.bundle.model.config.to_json(), "exit_policy": self.bundle.policy.to_json()}
+            state["started_from"] = {"revision": self.bundle.revision, **start}
         return state if self.region_head is None else {**state, "region_head": self.region_head}
 
     def _run_epoch(
@@ -329,7 +331,8 @@ class Trainer:
             reward=float(np.mean(rewards)),
             seconds=seconds,
             captions_per_s=steps * stage.batch_images * stage.captions_per_image / seconds,
-            share_of_peak=steps * flops / seconds / machine(self.device).flops,
+            share_of_peak=steps * flops / seconds / self.machine.flops,
+            computed_in=str(self.machine.dtype).removeprefix("torch."),
         )
 
     def _learn(
@@ -358,7 +361,7 @@ class Trainer:
             captions += pick_captions(texts, stage.captions_per_image, self.vocabulary, mirrored(view), random)
         inputs, targets = pad_captions(captions, self.model.config.max_words)
         batch = Batch(features, boxes, mask, inputs.to(self.device), targets.to(self.device))
-        with machine(self.device).autocast(self.device):
+        with self.machine.autocast(self.device):
             if stage.kind == "backbone":
                 return backbone_loss(self.model, batch, stage, random), 0.0
             return exits_loss(self.model, batch, stage, random), 0.0
@@ -392,9 +395,9 @@ class Trainer:
         advantages, reward = self.reward.advantages(rows, scored)
         inputs, targets = (part.to(self.device) for part in pad_samples(samples))
         batch = Batch(features, boxes, mask, inputs, targets)
-        with machine(self.device).autocast(self.device):
-            weights = torch.from_numpy(advantages).float().to(self.device)
-            return self_critical_loss(self.model, batch, weights, stage, random), reward
+        weights = torch.from_numpy(advantages).float().to(self.device)
+        # In float32, as the samples were drawn: in bfloat16 their chances would be others.
+        return self_critical_loss(self.model, batch, weights, stage, random), reward
 
     def _numbered(self, row: int) -> list[list[int]]:
         return [self.vocabulary.encode(caption) for caption in self.photos[row].captions]
@@ -432,11 +435,6 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
         if "epoch" in line:
             print(json.dumps(line), flush=True)
-
-
-def default_policy(model: DeeCap) -> ExitPolicy:
-    """Every layer tested and nothing copied: the paper's."""
-    return ExitPolicy(()) if model.config.exits == "final" else ExitPolicy.every_layer(model.layers)
 
 
 def weights_that_fit(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -140,8 +140,10 @@ class KeptRegions:
         extractor = Extractor(path, "cpu", threads)
 
         def look(kept: KeptRegions) -> None:
-            row_of = {name: row for row, name in enumerate(photos.names)}
+            first = 0
             for source in sources:
+                row_of = {name: row for row, name in enumerate(source.names, start=first)}
+                first += len(source.names)
                 found = iterate_photos(source.folder, set(source.names))
                 for name, pixels in tqdm(found, total=len(source.names), desc=f"regions, {source.folder.name}"):
                     row = row_of[name]
@@ -152,9 +154,9 @@ class KeptRegions:
                         kept.boxes[row, view, :count] = regions.boxes
                         kept.counts[row, view] = count
 
-        return cls._made_once(
-            photos, folder, path.read_bytes(), (extractor.most_regions, extractor.feature_width), look
-        )
+        views = json.dumps([[len(source.names), source.views] for source in sources]).encode()
+        size = extractor.most_regions, extractor.feature_width
+        return cls._made_once(photos, folder, path.read_bytes() + views, size, look)
 
     @classmethod
     def _made_once(

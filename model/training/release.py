@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-import torch
-
 from model.bottom_up.embedded import write_extractor
 from model.bottom_up.trunk import Trunk
 from model.bundle import EXTRACTOR, SPEEDS, save_model, write_json
-from model.config import DeeCapConfig
-from model.deecap import DeeCap
-from model.exits import TIERS, ExitPolicy, SpeedRow, SpeedTable
+from model.exits import TIERS, SpeedRow, SpeedTable
+from model.training.from_bundle import KEPT
 from model.training.settings import TrainSettings
+from model.training.trained import read_stage, trained_network
 from model.vocabulary import Vocabulary
 
 UNMEASURED = "not measured: run `deecap calibrate`"
@@ -23,21 +21,16 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
     """Writes the last stage of the run in `work` as a bundle, whole but for a measured speed table and a model card.
 
     Until it is calibrated every tier runs at full depth. Raises `FileNotFoundError` when the run is not finished,
-    `ValueError` when it was trained on region features and so has no extractor.
+    `ValueError` when it was trained by another configuration, or on region features and so has no extractor.
     """
-    last = work / f"{settings.stages[-1].name}.pt"
-    if not last.exists():
-        raise FileNotFoundError(f"{last} is not there: the run has not finished; `deecap train` goes on with it")
-    state = torch.load(last, map_location="cpu", weights_only=True)
+    state = read_stage(work / f"{settings.stages[-1].name}.pt")
     if settings.data.region_features:
         raise ValueError(f"{settings.name} was trained on region features: it has no extractor to put into a bundle")
-    vocabulary = Vocabulary(state["vocabulary"])
-    model = DeeCap(DeeCapConfig.from_json(state["config"]))
-    model.load_state_dict(state["model"])
-    policy = settings.exit_policy or ExitPolicy.from_json(state["exit_policy"])
-    policy.validate(model.layers)
-    save_model(folder, folder.name, model, vocabulary, policy)
-    if settings.stages[-1].quantised_extractor or settings.starts_from_bundle:
+    model, policy = trained_network(settings, state)
+    save_model(folder, folder.name, model, Vocabulary(state["vocabulary"]), policy)
+    if settings.starts_from_bundle:
+        shutil.copyfile(work / KEPT, folder / EXTRACTOR)
+    elif settings.stages[-1].quantised_extractor:
         shutil.copyfile(work / EXTRACTOR, folder / EXTRACTOR)
     else:
         trunk = Trunk()

@@ -15,7 +15,6 @@ from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
 SHIPPED = Path(__file__).parent / "configs"
-SHIPPED_BUNDLES = Path(__file__).parents[1] / "bundles"
 # Folders of the configurations that the paper's tables compare, and of those with one choice of theirs changed.
 COMPARED = ("systems", "ablations")
 
@@ -168,6 +167,8 @@ def read_settings(path: Path) -> TrainSettings:
     names = [stage.name for stage in stages]
     if twice := {name for name in names if names.count(name) > 1}:
         raise ValueError(f"{path}: two stages of the same name: {', '.join(sorted(twice))}")
+    if counted := {"vocabulary_size", "feature_width"} & set(raw.get("model", {})):
+        raise ValueError(f"{path}, [model]: {', '.join(sorted(counted))}: what the data has is not to be told")
     try:
         DeeCapConfig.from_json({**raw.get("model", {}), "vocabulary_size": 1, "feature_width": 1})
     except ValueError as error:
@@ -195,14 +196,6 @@ def _check_goes_on_from_bundle(
     for stage in stages:
         if stage.tune_trunk_from >= 0 or stage.quantised_extractor:
             raise ValueError(f"{path}, stage {stage.name}: a bundle's extractor stays as it is")
-
-
-def find_bundle(told: str) -> Path:
-    """A bundle's folder, or that of one that ships, by its name. Raises `FileNotFoundError` where there is none."""
-    for folder in (Path(told), SHIPPED_BUNDLES / told):
-        if folder.is_dir():
-            return folder
-    raise FileNotFoundError(f"there is no bundle {told}, neither a folder nor one that ships")
 
 
 def find_settings(config: Path) -> TrainSettings:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
-from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,11 @@ import pytest
 import torch
 from PIL import Image
 
+import model.training.from_bundle as from_bundle
 import model.training.loop as loop
-from model.bundle import EXTRACTOR, SPEEDS, VOCABULARY, BundleError, load_bundle, write_json
+from model.bottom_up.extractor import Extractor
+from model.bottom_up.extractor_kinds import EMBEDDED, VISUAL_GENOME
+from model.bundle import EXTRACTOR, VOCABULARY, load_bundle, write_json
 from model.captioner import Captioner
 from model.deecap import DeeCap
 from model.exits import ExitPolicy
@@ -23,12 +26,13 @@ from model.experiments.systems import from_run
 from model.random_bundle import WORDS
 from model.training.check_data import check_data
 from model.training.data import read_captions
-from model.training.from_bundle import take_weights, with_new_words
+from model.training.from_bundle import KEPT, with_new_words
 from model.training.loop import Trainer
 from model.training.release import write_bundle
 from model.training.settings import TrainSettings, read_settings
 from model.vocabulary import SPECIAL, Vocabulary
 from tests.model.conftest import RandomBundle
+from tests.model.test_training import Killed, killed_at
 
 NEW = ("a zebra runs on the grass", "two zebras sit here")
 GOES_ON = """
@@ -145,7 +149,7 @@ def test_the_bundle_may_not_change_under_the_run(
     shutil.copytree(bundle, other)
     chosen = settings(str(bundle), str(other))
     Trainer(chosen, data, tmp_path / "work", tmp_path)
-    (other / EXTRACTOR).write_bytes((other / EXTRACTOR).read_bytes() + b"\0")
+    (tmp_path / "work" / KEPT).write_bytes(b"that of the bundle as it was")
     with pytest.raises(ValueError, match=r"extractor\.onnx is not what this run began with"):
         Trainer(chosen, data, tmp_path / "work", tmp_path)
 
@@ -166,13 +170,65 @@ def test_what_cannot_be_with_a_bundle_is_told_at_once(
         settings(*changes)
 
 
-def test_another_network_is_refused(data: Path, settings: Callable[..., TrainSettings], tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="other sizes than the bundle"):
-        Trainer(settings("[[stage]]", "[model]\nfeed_forward = 64\n\n[[stage]]"), data, tmp_path / "work", tmp_path)
-    trainer = Trainer(settings("[[stage]]", "[model]\ndropout = 0.4\n\n[[stage]]"), data, tmp_path / "w", tmp_path)
-    assert trainer.model.config.dropout == 0.4
-    with pytest.raises(ValueError, match="other sizes"):
-        take_weights(trainer.model, DeeCap(replace(trainer.model.config, decoder_layers=5)))
+@pytest.mark.parametrize("told", ["feed_forward = 64", "heads = 4", 'exits = "plain"', "exit_head = true"])
+def test_another_network_is_refused_and_leaves_nothing_behind(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, told: str
+) -> None:
+    with pytest.raises(ValueError, match=rf"\[model\] {told.split()[0]} is .*, and that of the bundle .*: it stays so"):
+        Trainer(settings("[[stage]]", f"[model]\n{told}\n\n[[stage]]"), data, tmp_path / "work", tmp_path)
+    assert not (tmp_path / "work" / KEPT).exists()
+
+
+def test_what_no_weight_depends_on_may_differ(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    chosen = settings("[[stage]]", "[model]\ndropout = 0.4\nno_repeats = true\n\n[[stage]]")
+    config = Trainer(chosen, data, tmp_path / "work", tmp_path).model.config
+    assert (config.dropout, config.no_repeats) == (0.4, True)
+
+
+def test_a_stage_of_another_configuration_is_not_shipped(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    Trainer(settings(), data, tmp_path / "work", tmp_path).run()
+    other = settings("[[stage]]", "[model]\nfeed_forward = 64\n\n[[stage]]")
+    told = r"not of this configuration.*feed_forward is 64"
+    with pytest.raises(ValueError, match=told):
+        write_bundle(other, tmp_path / "work", tmp_path / "out")
+    with pytest.raises(ValueError, match=told):
+        from_run(other, tmp_path / "work", data)
+
+
+def test_a_stopped_run_goes_on_and_ends_as_if_nothing_had_happened(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chosen, found = settings("epochs = 1", "epochs = 2"), []
+    for stopped in (False, True):
+        work = tmp_path / f"work-{stopped}"
+        if stopped:
+            with monkeypatch.context() as patch:
+                killed_at(patch, "exits_loss", 4)  # two steps an epoch: in the middle of the second
+                with pytest.raises(Killed):
+                    Trainer(chosen, data, work, tmp_path / "features").run()
+        Trainer(chosen, data, work, tmp_path / "features").run()
+        found.append(torch.load(work / "exits.pt", weights_only=True)["model"])
+    assert all(torch.equal(value, found[1][name]) for name, value in found[0].items())
+
+
+def test_photos_are_seen_whole_and_mirrored_however_many_views_are_told(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    for views in (1, 4):  # with the regions kept in one folder
+        chosen = settings("views = 2", f"views = {views}")
+        trainer = Trainer(chosen, data, tmp_path / f"work-{views}", tmp_path / "features")
+        trainer.run()
+        assert trainer.kept is not None
+        assert (trainer.kept.counts > 0).all(0).tolist() == [True, views > 1]
+    whole, mirrored = (trainer.kept([0], [view])[0] for view in (0, 1))
+    with Image.open(data / "photos" / "0.png") as image:
+        seen = Extractor(tmp_path / "work-4" / KEPT).look([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])[0]
+    assert np.abs(mirrored[0].numpy() - seen.features).max() < 0.02 * np.abs(seen.features).max()
+    assert not torch.allclose(whole, mirrored, rtol=0.1)
 
 
 def test_a_bundle_that_is_not_there_or_none_is_named(
@@ -184,14 +240,23 @@ def test_a_bundle_that_is_not_there_or_none_is_named(
     assert check_data(gone, data).problems == ["there is no bundle nowhere, neither a folder nor one that ships"]
     broken = tmp_path / "broken"
     shutil.copytree(bundle, broken)
-    (broken / VOCABULARY).write_text("{")
     chosen = settings(str(bundle), str(broken))
-    with pytest.raises(BundleError, match=r"vocabulary\.json"):
-        Trainer(chosen, data, tmp_path / "work", tmp_path)
-    assert "vocabulary.json" in check_data(chosen, data).problems[0]
-    (broken / SPEEDS).unlink()
-    with pytest.raises(BundleError, match=r"speeds\.json not there"):
-        Trainer(chosen, data, tmp_path / "work", tmp_path)
+    for name, content in ((EXTRACTOR, "no graph"), (VOCABULARY, "{")):
+        (broken / name).write_text(content)
+        with pytest.raises(ValueError, match=name.replace(".", r"\.")):
+            Trainer(chosen, data, tmp_path / "work", tmp_path)
+        assert name in check_data(chosen, data).problems[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "width", "told"), [(VISUAL_GENOME, 1280, "has a detector"), (EMBEDDED, 7, "7 numbers for a region")]
+)
+def test_an_extractor_of_another_kind_is_refused(
+    bundle: Path, monkeypatch: pytest.MonkeyPatch, kind: str, width: int, told: str
+) -> None:
+    monkeypatch.setattr(from_bundle, "Extractor", lambda path: SimpleNamespace(kind=kind, feature_width=width))
+    with pytest.raises(ValueError, match=told):
+        from_bundle.read_start(str(bundle))
 
 
 def test_checking_tells_how_many_words_are_new(data: Path, settings: Callable[..., TrainSettings]) -> None:

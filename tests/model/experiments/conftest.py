@@ -15,7 +15,6 @@ from model.deecap import DeeCap
 from model.evaluation.result_rows import ResultRow
 from model.experiments.measure import measure, read_split
 from model.experiments.systems import System, from_run
-from model.training.loop import default_policy
 from model.training.settings import read_settings
 from model.vocabulary import EOS, Vocabulary
 
@@ -104,14 +103,7 @@ def make_system(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Callabl
                 parameter.add_(torch.randn_like(parameter) * 0.3)
             model.head_bias[EOS] += 1.0
         (work / name).mkdir(exist_ok=True)
-        state = {
-            "stage": "exits",
-            "progress": {},
-            "vocabulary": list(vocabulary.words),
-            "config": model.config.to_json(),
-            "exit_policy": default_policy(model).to_json(),
-            "model": model.state_dict(),
-        }
+        state = {"stage": "exits", "progress": {}, "vocabulary": list(vocabulary.words), "model": model.state_dict()}
         torch.save(state, work / name / "exits.pt")
         return from_run(settings, work / name, data)
 

@@ -20,11 +20,12 @@ from model.evaluation.result_rows import ResultRow, comparisons, read_rows, writ
 from model.evaluation.spice import JARS, spice_or_reason
 from model.exits import ExitPolicy, paper_speedup
 from model.experiments.measure import EVERY_WORD, encode, measure, parse_policy, read_split, threshold_for
-from model.experiments.systems import System, from_run
+from model.experiments.page import ROWS
+from model.experiments.systems import System, configuration, from_run
 from model.experiments.teacher import teacher_forced
 from model.training.data import read_captions
 from model.training.loop import Trainer
-from model.training.settings import read_settings
+from model.training.settings import find_settings, read_settings
 from model.vocabulary import BOS, EOS
 
 
@@ -251,3 +252,12 @@ def test_the_measures_of_an_exit_are_those_of_its_tokens(make_system: Callable[.
         assert one.entropy_auroc == pytest.approx(by_entropy.auroc, abs=1e-5)
         assert one.accuracy == pytest.approx(1 - found.hard[:, index].mean(), abs=1e-5)
         assert sum(count for count, _, _ in one.reliability) == one.tokens == len(found.hard)
+
+
+def test_every_committed_row_is_of_a_configuration_that_ships() -> None:
+    """Else it could not be measured anew, and what is measured today would not stand beside it."""
+    rows = [row for row in read_rows(ROWS) if "bundle" not in row.configuration]
+    assert len(rows) >= 12
+    for row in rows:
+        told = json.loads(json.dumps(configuration(find_settings(Path(row.system)))))
+        assert {**told, "measured_stage": row.configuration["measured_stage"]} == row.configuration, row.system

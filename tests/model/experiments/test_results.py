@@ -181,10 +181,17 @@ def test_figure_5_has_the_curve_and_its_loss(rows: list[ResultRow]) -> None:
 
 
 def test_two_policies_of_one_training_stand_side_by_side(rows: list[ResultRow]) -> None:
-    early = made(rows[2], point(0.0, 1.0, [1.0, 2.0]), point(1.0, 4.0, [1.0, 2.0]))
-    copied = dataclasses.replace(early, policy={**early.policy, "skipped": "copied"})
+    early = made(rows[2], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [9.0, 18.0]))
+    copied = made(early, point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [6.0, 16.0]))
+    copied = dataclasses.replace(copied, policy={**early.policy, "skipped": "copied"})
     retrained = dataclasses.replace(early, origin={"weights": "other"})
-    assert [line[2] for line in policies([early, copied]).table.rows] == ["computed", "copied"]
+    table = policies([copied, early]).table
+    assert [line[2] for line in table.rows] == ["computed", "copied"], "the reference first"
+    of_depth, of_reference = (
+        table.columns.index(f"less {what}") for what in ("its full depth's", "the reference policy's")
+    )
+    assert [line[of_depth] for line in table.rows] == ["-1.5 [-2.0, -1.0]", "-4.0 [-4.0, -4.0]"]
+    assert [line[of_reference] for line in table.rows] == [None, "-2.5 [-3.0, -2.0]"]
     assert policies([early, retrained]).table.rows == []
     assert policies([early, retrained]).missing
 
