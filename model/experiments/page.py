@@ -11,6 +11,7 @@ from model.experiments.ablations import ablations, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.result import Result
+from model.experiments.select import by_kind
 from model.experiments.tables import table1, table3, table4, verdicts
 
 FROM_ROWS: dict[str, Callable[[Sequence[ResultRow]], Result]] = {
@@ -26,6 +27,7 @@ FROM_ROWS: dict[str, Callable[[Sequence[ResultRow]], Result]] = {
     "ablations": ablations,
     "seeds": seeds,
 }
+OF_ONE = ("policies", "reliability")  # what there is to show of rows that are all of one system
 ROWS = Path(__file__).parent / "rows"
 FOLDER = "results"  # of tables and plots, beside the page
 
@@ -70,10 +72,12 @@ def write_page(folder: Path, rows: Sequence[ResultRow], bundle: str, table: Spee
     for number, (comparison, group) in enumerate(groups.items(), start=1):
         parts.append(f"## {comparison}")
         told = verdicts(group)
-        parts.append("\n".join(f"- {line}" for line in told) if told else "DeeCap and a baseline are not both there.")
+        compared = len(by_kind(group)) > 1
+        if told or compared:
+            parts.append("\n".join(f"- {line}" for line in told) or "DeeCap and a baseline are not both there.")
         empty = []
-        for name, make in FROM_ROWS.items():
-            result = make(group)
+        for name in FROM_ROWS if compared else OF_ONE:
+            result = FROM_ROWS[name](group)
             if not result.table.rows:
                 empty.append(f"{result.title} (no row of {'; '.join(result.missing) or 'any system'})")
                 continue
