@@ -47,6 +47,12 @@ def photos(captioner: Captioner, data: Path) -> EvaluationSet:
     return look_at_split(captioner, data / "captions.json", data, "val")
 
 
+@pytest.fixture
+def no_meteor(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It takes ten seconds each time that Java begins; `test_metrics.py` has it, and the command below."""
+    monkeypatch.setattr("model.evaluation.metrics.shutil.which", lambda name: None)
+
+
 def mixed_tau(captioner: Captioner, photos: EvaluationSet) -> float:
     """A threshold at which some words leave early and some do not."""
     steps = [step for regions in photos.regions for step in captioner.describe(regions, tau=1e9).steps]
@@ -65,6 +71,7 @@ def test_a_split_is_looked_at_in_the_file_s_order(captioner: Captioner, data: Pa
         look_at_split(captioner, data / "captions.json", data, "val")
 
 
+@pytest.mark.usefixtures("no_meteor")
 def test_figures_are_those_of_captions_made_one_by_one(captioner: Captioner, photos: EvaluationSet) -> None:
     speed = captioner.speeds.resolve(tau=mixed_tau(captioner, photos))
     captions = [captioner.describe(regions, tau=speed.tau) for regions in photos.regions]
@@ -78,6 +85,7 @@ def test_figures_are_those_of_captions_made_one_by_one(captioner: Captioner, pho
     assert result["scores"]["cider_d"] == pytest.approx(per_image_cider(words, photos.references).mean(), abs=1e-6)
 
 
+@pytest.mark.usefixtures("no_meteor")
 def test_full_depth_saves_nothing(captioner: Captioner, photos: EvaluationSet) -> None:
     speed = captioner.speeds.resolve("full")
     result = evaluate(captioner, photos, describe_all(captioner, photos, speed.tau), speed)

@@ -215,7 +215,7 @@ def test_the_head_learns_where_the_made_up_things_are(tmp_path: Path) -> None:
         of[f"made-up/{name}"] = [[x / 18, y / 18, (x + 8) / 18, (y + 8) / 18, 1, 0.9]]
     file = tmp_path / "boxes.json"
     file.write_text(json.dumps({"classes": CLASSES, "boxes": of}))
-    told = RegionSettings(epochs=60, warmup_steps=5, batch_images=8, learning_rate=5e-3, average_decay=0.9)
+    told = RegionSettings(epochs=40, warmup_steps=5, batch_images=8, learning_rate=5e-3, average_decay=0.9)
     torch.manual_seed(1)
     trunk, photos = Trunk().eval(), PhotoRows(tuple(names), (bottom,))
     val = set(names[8:])
