@@ -10,30 +10,30 @@ from typing import Any
 from model.evaluation.intervals import mean_interval
 from model.evaluation.result_rows import ResultRow, configuration_key
 from model.experiments.result import Cell, Result, Table, interval
-from model.experiments.select import cider_at, deepest, difference, is_reference, kind
+from model.experiments.select import cider_at, deepest, difference, kind
 
-BASE, BASE_SYSTEM = "DeeCap, concatenation", "deecap-concatenation"
+BASE_SYSTEM = "small"  # what ships, at half the width: `model/training/configs/small.toml`
 SPEEDUPS = (1.0, 2.0, 4.0)
 ABSENT = "not set"
 
 
 def ablations(rows: Sequence[ResultRow]) -> Result:
-    """DeeCap's rows that were told one other thing than its own: what it is, and what it does to CIDEr-D."""
+    """The rows of the base with one choice changed: which, and what it does to CIDEr-D."""
     layers = deepest(rows)
-    ours = [row for row in rows if kind(row, layers) == BASE and is_reference(row)]
     lines: list[list[Cell]] = []
-    for base, row in product((row for row in ours if row.system == BASE_SYSTEM), ours):
-        changed = changes(base.configuration, row.configuration)
-        if len(changed) != 1 or "seed" in changed:
+    for base, row in product((row for row in rows if row.system == BASE_SYSTEM), rows):
+        alike = (kind(row, layers), row.policy, row.budget) == (kind(base, layers), base.policy, base.budget)
+        changed = one_choice(changes(base.configuration, row.configuration))
+        if not alike or changed is None or changed[0] == "seed":
             continue
-        [(name, (old, new))] = changed.items()
+        name, old, new = changed
         gaps = [difference(row, base, speedup, layers) for speedup in SPEEDUPS]
         cells = [None if gap is None else interval(*gap, signed=True) for gap in gaps]
         lines.append([f"{name} {new} ({old})", interval(*mean_interval(row.points[0].cider)), *cells])
     columns = ["Changed", "CIDEr-D (95%), full depth", *(f"less unchanged, x{speedup:g}" for speedup in SPEEDUPS)]
     note = (
-        f"What {BASE} was told stands in brackets. Differences are paired over photos, of one run each: another seed "
-        f"may move them (several seeds, below), and of {len(lines) * len(SPEEDUPS)} intervals at 95% some miss."
+        f"What {BASE_SYSTEM} was told stands in brackets. Differences are paired over photos, of one run each: another "
+        f"seed may move them (several seeds, below), and of {len(lines) * len(SPEEDUPS)} intervals at 95% some miss."
     )
     missing = [] if lines else [f"a change of {BASE_SYSTEM} (`model/training/configs/ablations`)"]
     return Result("One choice changed", Table(columns, lines), notes=[note] if lines else [], missing=missing)
@@ -57,7 +57,7 @@ def seeds(rows: Sequence[ResultRow]) -> Result:
                 name = kind(group[0], layers)
                 lines.append([name, f"x{speedup:.3g}", len(group), statistics.mean(means), statistics.stdev(means)])
     columns = ["System", "SpeedUp", "Seeds", "CIDEr-D, mean", "standard deviation"]
-    note = "All begin with the same backbone: its seed is not varied. Intervals elsewhere on this page are over photos."
+    note = "Where runs share a backbone, its seed is not varied. Intervals elsewhere on this page are over photos."
     notes = [note] if lines else []
     missing = [] if several else ["a second seed of any system"]
     return Result("Several seeds", Table(columns, lines), notes=notes, missing=missing)
@@ -75,6 +75,20 @@ def changes(before: Any, after: Any, name: str = "") -> dict[str, tuple[Any, Any
     for key, old, new in pairs:
         found |= changes(old, new, f"{name}.{key}" if name else key)
     return found
+
+
+def one_choice(changed: dict[str, tuple[Any, Any]]) -> tuple[str, Any, Any] | None:
+    """What changed, from what, to what: one leaf, or the same one in every stage that changed. None for more."""
+    if not changed:
+        return None
+    if len(changed) == 1:
+        [(name, (old, new))] = changed.items()
+        return name, old, new
+    leaves = {(name.rpartition(".")[2], repr(values)) for name, values in changed.items()}
+    if len(leaves) > 1 or not all(name.startswith("stages.") for name in changed):
+        return None
+    name, (old, new) = next(iter(changed.items()))
+    return f"stages.{name.rpartition('.')[2]}", old, new
 
 
 def _name(item: Any, number: int) -> str:

@@ -46,7 +46,7 @@ class System:
 
 def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", budget: str = "") -> System:
     """The model that a stage (default: the last) of a run ended with; regions as in training: at full precision, or by
-    the extractor of the bundle that the run went on from.
+    the extractor of the bundle that the run saw them through.
 
     Raises `FileNotFoundError` for a run that is not finished, `ValueError` for a checkpoint of another configuration.
     """
@@ -54,7 +54,7 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
     state = read_stage(path)
     model, policy = trained_network(settings, state)
     photos = data / settings.data.photos
-    if settings.starts_from_bundle:
+    if settings.seen_through:
         look = _look_through(work / KEPT, photos)
     elif "trunk" in state:
         trunk = Trunk()
@@ -77,7 +77,10 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
 def configuration(settings: TrainSettings) -> dict[str, Any]:
     """All that training was told but its name, as a row has it: what a row written today must find the others by."""
     told = dataclasses.asdict(settings)
-    later = {"starts_from_bundle": ""}  # settings that came when there were rows already, where they say nothing
+    later = {
+        "starts_from_bundle": "",
+        "extractor_of_bundle": "",
+    }  # settings that came when there were rows already, where they say nothing
     return {
         name: value
         for name, value in told.items()

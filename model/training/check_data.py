@@ -148,14 +148,15 @@ def _splits(settings: TrainSettings, photos: Sequence[Photo], report: DataReport
         )
     captions = [caption for photo in photos if photo.split == "train" for caption in photo.captions]
     vocabulary = Vocabulary.build(captions, settings.least_count)
-    if settings.starts_from_bundle:
+    if settings.seen_through:
         try:
-            start = read_start(settings.starts_from_bundle).vocabulary
+            start = read_start(settings.seen_through).vocabulary
         except (ValueError, FileNotFoundError) as error:
             report.problems.append(str(error))
         else:
-            vocabulary = with_new_words(start, captions, settings.least_count)
-            report.facts.update(new_words=len(vocabulary) - len(start))
+            if settings.starts_from_bundle:
+                vocabulary = with_new_words(start, captions, settings.least_count)
+                report.facts.update(new_words=len(vocabulary) - len(start))
     known = set(vocabulary.words)
     words = [word for caption in captions for word in caption]
     report.facts.update(

@@ -83,7 +83,8 @@ class Trainer:
             raise ValueError(f"{data / settings.data.captions} has no photos in the split val")
         if len(self.train_rows) < largest:
             raise ValueError(f"{len(self.train_rows)} photos in the split train are fewer than a batch of {largest}")
-        self.bundle = read_start(settings.starts_from_bundle) if settings.starts_from_bundle else None
+        self.seen_through = read_start(settings.seen_through) if settings.seen_through else None
+        self.bundle = self.seen_through if settings.starts_from_bundle else None  # to go on from
         captions = [caption for row in self.train_rows for caption in self.photos[row].captions]
         self.vocabulary = (
             with_new_words(self.bundle.vocabulary, captions, settings.least_count)
@@ -104,8 +105,9 @@ class Trainer:
         else:
             self.sources = self._photo_sources(photos, extra, data)
             self.rows: PhotoRows | PhotoList
-            if self.bundle:
+            if self.seen_through:
                 self.rows = PhotoList(tuple(self.sources))
+                feature_width = self.seen_through.model.config.feature_width
             else:
                 self.trunk = channels_last(imagenet_trunk().to(self.device))
                 self.rows = kept_rows(self.trunk, self.sources, features)
@@ -120,7 +122,8 @@ class Trainer:
         self.model = DeeCap(config).to(self.device)
         if self.bundle:
             take_weights(self.model, self.bundle.model)
-            keep_extractor(self.bundle, work)
+        if self.seen_through:
+            keep_extractor(self.seen_through, work)
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
@@ -250,8 +253,8 @@ class Trainer:
         (self.work / f"{stage.name}.best.pt").replace(self.work / f"{stage.name}.pt")
 
     def _keep_regions(self, stage: StageSettings) -> KeptRegions:
-        if self.bundle or self.region_head or stage.quantised_extractor:
-            path = self.work / KEPT if self.bundle else self._extractor(stage.quantised_extractor)
+        if self.seen_through or self.region_head or stage.quantised_extractor:
+            path = self.work / KEPT if self.seen_through else self._extractor(stage.quantised_extractor)
             threads = torch.get_num_threads()
             return KeptRegions.through_extractor(self.rows, self.sources, path, self.features, threads)
         assert self.trunk is not None

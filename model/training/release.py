@@ -28,7 +28,7 @@ def write_bundle(settings: TrainSettings, work: Path, folder: Path) -> None:
         raise ValueError(f"{settings.name} was trained on region features: it has no extractor to put into a bundle")
     model, policy = trained_network(settings, state)
     save_model(folder, folder.name, model, Vocabulary(state["vocabulary"]), policy)
-    if settings.starts_from_bundle:
+    if settings.seen_through:
         shutil.copyfile(work / KEPT, folder / EXTRACTOR)
     elif settings.stages[-1].quantised_extractor:
         shutil.copyfile(work / EXTRACTOR, folder / EXTRACTOR)

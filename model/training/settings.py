@@ -79,10 +79,16 @@ class TrainSettings:
     budget: str = ""  # what the run may be compared with: runs of one budget saw the same data for as long
     starts_from: str = ""  # `<run>/<stage>` in the same work folder, whose model and trunk this run goes on from
     starts_from_bundle: str = ""  # folder, or name of one that ships: this run goes on from its model, words, extractor
+    extractor_of_bundle: str = ""  # folder, or name of one that ships: whose extractor sees the photos, and stays
     views: int = 4  # of each photo: whole, mirrored, cropped, cropped and mirrored
     average_decay: float = 0.999  # of the exponential moving average of the weights, which is what is kept
     least_count: int = 5  # times a word must be seen
     validation_batch: int = 100
+
+    @property
+    def seen_through(self) -> str:
+        """The bundle whose extractor sees the photos; "" where the run has its own, or reads regions from files."""
+        return self.starts_from_bundle or self.extractor_of_bundle
 
 
 def _build(kind: type, data: dict[str, Any], where: str) -> Any:
@@ -179,20 +185,23 @@ def read_settings(path: Path) -> TrainSettings:
             raw["exit_policy"] = ExitPolicy.from_json(policy)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, [exit_policy]: {error}") from error
+    for name in ("starts_from_bundle", "extractor_of_bundle"):
+        if raw.get(name):
+            _check_seen_through_bundle(path, name, raw, data, stages)
     if raw.get("starts_from_bundle"):
-        _check_goes_on_from_bundle(path, raw, data, stages)
         raw.setdefault("model", {})
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
 
 
-def _check_goes_on_from_bundle(
-    path: Path, raw: dict[str, Any], data: DataSettings, stages: Sequence[StageSettings]
+def _check_seen_through_bundle(
+    path: Path, told: str, raw: dict[str, Any], data: DataSettings, stages: Sequence[StageSettings]
 ) -> None:
     """Raises `ValueError` for what cannot be with a bundle's extractor, which is a graph and does not learn."""
     other = [name for name in ("region_features", "region_head") if getattr(data, name)]
-    other += ["starts_from"] if raw.get("starts_from") else []
+    if told == "starts_from_bundle":
+        other += [name for name in ("starts_from", "extractor_of_bundle") if raw.get(name)]
     if other:
-        raise ValueError(f"{path}: starts_from_bundle and {other[0]}: one of them")
+        raise ValueError(f"{path}: {told} and {other[0]}: one of them")
     for stage in stages:
         if stage.tune_trunk_from >= 0 or stage.quantised_extractor:
             raise ValueError(f"{path}, stage {stage.name}: a bundle's extractor stays as it is")

@@ -237,10 +237,11 @@ async def outcome(client: httpx.AsyncClient, url: str, sent: Sent) -> None:
 async def test_workers_killed_during_jobs(cluster: Cluster, books: Books) -> None:
     those = [new("raises" if n == 7 else "good") for n in range(20)]
     async with client_of(cluster) as client:
-        urls = await asyncio.gather(*(submit(client, sent) for sent in those))
-        assert len(set(urls)) == len(those)
-        await both_at_work(cluster)
+        submitted = asyncio.gather(*(submit(client, sent) for sent in those))
+        await both_at_work(cluster)  # at the first of them; the last may be submitted after they have ended
         await asyncio.to_thread(kill_all, cluster)
+        urls = await submitted
+        assert len(set(urls)) == len(those)
         again = await asyncio.gather(*(submit(client, sent) for sent in those))
         assert again == urls, "a key made two jobs"
         await asyncio.gather(*(outcome(client, *each) for each in zip(urls, those, strict=True)))

@@ -20,6 +20,7 @@ ALL_REFUSED_WITHIN, HALF_REFUSED_WITHIN = 0.5, 0.1
 # Of what the same workers did a moment before with just enough to do. Nine tenths is the aim; on a machine where others
 # work too, the one or the other second may be lost to them.
 LEAST_GOODPUT = 0.7
+TRIES = 3  # to set the workers a load of twice what they can do
 
 
 async def measured_capacity(cluster: Cluster, seconds: float) -> float:
@@ -45,17 +46,21 @@ async def measured_capacity(cluster: Cluster, seconds: float) -> float:
 
 @pytest.mark.parametrize("seconds", [10, pytest.param(60, marks=pytest.mark.long)])
 async def test_overload(cluster: Cluster, books: Books, seconds: int, capsys: pytest.CaptureFixture[str]) -> None:
-    capacity = await measured_capacity(cluster, min(4.0, seconds / 4))
-    assert capacity > PER_WORKER, (
-        f"two workers captioned {capacity:.1f} photos per second, one alone could {PER_WORKER:g}"
-    )
-    cluster.settle()
-    answers, answered = cluster.front.metrics().answers(), cluster.count("answered")
-    books.answers, books.answered = answers, answered
-    async with Load(cluster.front.address) as load:
-        begin = time.monotonic()
-        await load.run(2 * capacity, seconds)
-        end = time.monotonic()
+    for _ in range(TRIES):
+        capacity = await measured_capacity(cluster, min(4.0, seconds / 4))
+        assert capacity > PER_WORKER, (
+            f"two workers captioned {capacity:.1f} photos per second, one alone could {PER_WORKER:g}"
+        )
+        cluster.settle()
+        answers, answered = cluster.front.metrics().answers(), cluster.count("answered")
+        books.answers, books.answered = answers, answered
+        async with Load(cluster.front.address) as load:
+            begin = time.monotonic()
+            await load.run(2 * capacity, seconds)
+            end = time.monotonic()
+        if set(codes(load.all)) != {"ok"}:
+            break
+        # All were answered, and well: this machine was busy with something else, and what was set was no such load.
     late = end - begin - seconds
     refused = sorted((sent for sent in load.all if sent.code == "overloaded"), key=lambda sent: sent.took)
     good = [sent for sent in load.all if sent.answered]

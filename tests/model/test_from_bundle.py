@@ -142,6 +142,28 @@ def test_it_begins_where_the_bundle_ended_and_becomes_a_bundle(
     assert np.allclose(measured.look(photo)[0].features, regions.features, rtol=1e-2, atol=1e-2)
 
 
+def test_the_extractor_alone_may_be_a_bundles(
+    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    own = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
+    chosen = settings("starts_from_bundle", "extractor_of_bundle", "[[stage]]", own)
+    work = tmp_path / "work" / "goes-on"
+    trainer = Trainer(chosen, data, work, tmp_path / "features")
+    trainer.run()
+    assert set(trainer.vocabulary.words) == {*SPECIAL, *(word for text in NEW for word in text.split())}, "its own"
+    assert (trainer.model.config.width, trainer.model.config.feature_width) == (16, 1280)
+    assert trainer.kept is not None
+    write_bundle(chosen, work, tmp_path / "after")
+    assert (tmp_path / "after" / EXTRACTOR).read_bytes() == (bundle / EXTRACTOR).read_bytes()
+    assert load_bundle(tmp_path / "after").policy == ExitPolicy.every_layer(2), "no other is told"
+    measured, photo = from_run(chosen, work, data), read_captions(data / "captions.json")[:1]
+    (seen,) = measured.look(photo)
+    assert np.allclose(seen.features, trainer.kept([0], [0])[0][0], rtol=1e-2, atol=1e-2)
+    assert check_data(chosen, data).problems == []
+    gone = settings(f'starts_from_bundle = "{bundle}"', 'extractor_of_bundle = "nowhere"', "[[stage]]", own)
+    assert check_data(gone, data).problems == ["there is no bundle nowhere, neither a folder nor one that ships"]
+
+
 def test_the_bundle_may_not_change_under_the_run(
     bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
 ) -> None:
@@ -159,12 +181,17 @@ def test_the_bundle_may_not_change_under_the_run(
     [
         (('photos = "photos"', 'photos = "photos"\nregion_features = "r"'), "starts_from_bundle and region_features"),
         (("seed = 0", 'seed = 0\nstarts_from = "run/exits"'), "starts_from_bundle and starts_from"),
+        (("seed = 0", 'seed = 0\nextractor_of_bundle = "b"'), "starts_from_bundle and extractor_of_bundle"),
+        (
+            ("starts_from_bundle", "extractor_of_bundle", 'photos = "photos"', 'photos = "photos"\nregion_head = "r"'),
+            "extractor_of_bundle and region_head",
+        ),
         (("epochs = 1", "epochs = 1\ntune_trunk_from = 0"), "a bundle's extractor stays as it is"),
         (("epochs = 1", "epochs = 1\nquantised_extractor = true"), "a bundle's extractor stays as it is"),
     ],
 )
 def test_what_cannot_be_with_a_bundle_is_told_at_once(
-    settings: Callable[..., TrainSettings], changes: tuple[str, str], told: str
+    settings: Callable[..., TrainSettings], changes: tuple[str, ...], told: str
 ) -> None:
     with pytest.raises(ValueError, match=told):
         settings(*changes)

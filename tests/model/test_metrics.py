@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import random
 import shutil
 import signal
 import subprocess
@@ -168,10 +169,21 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is no
 
 @needs_java
 def test_meteor_is_the_packages() -> None:
+    """On English words, so that stems, synonyms and paraphrases meet too, some right and some not at all."""
     package = pytest.importorskip("pycocoevalcap.meteor.meteor")
-    found = {image: [text] for image, text in enumerate(CANDIDATES)}
-    expected, _ = package.Meteor().compute_score(dict(enumerate(REFERENCES)), found)
-    scores = caption_scores(words(CANDIDATES), [words(image) for image in REFERENCES])
+    draw = random.Random(0)
+    known = sorted(
+        {word for image in REFERENCES for text in image for word in text.split()} | {"hound", "biking", "run"}
+    )
+
+    def sentence() -> str:
+        return " ".join(draw.choices(known, k=draw.randint(1, 12)))
+
+    references = [*REFERENCES, *([sentence() for _ in range(draw.randint(1, 5))] for _ in range(200))]
+    candidates = [*CANDIDATES, *(draw.choice([draw.choice(image), sentence()]) for image in references[3:])]
+    found = {image: [text] for image, text in enumerate(candidates)}
+    expected, _ = package.Meteor().compute_score(dict(enumerate(references)), found)
+    scores = caption_scores(words(candidates), [words(image) for image in references])
     assert scores["meteor"] == pytest.approx(100 * expected, abs=1e-9)
     assert 20 < scores["meteor"] < 80
 

@@ -101,11 +101,19 @@ def noise(count: int) -> np.ndarray:
     return large.permute(0, 2, 3, 1).round().to(torch.uint8).numpy()
 
 
+@pytest.fixture(scope="module")
+def graphs(tmp_path_factory: pytest.TempPathFactory) -> dict[int, Path]:
+    """The graphs of `random_extractor`, by its side: each takes seconds to write."""
+    folder = tmp_path_factory.mktemp("graphs")
+    for side in (3, 9):
+        export_region_extractor(random_extractor(side), CLASSES, folder / f"{side}.onnx")
+    return {side: folder / f"{side}.onnx" for side in (3, 9)}
+
+
 @pytest.mark.parametrize("side", [3, 9])
-def test_the_graph_finds_the_regions_that_torch_finds(side: int, tmp_path: Path) -> None:
+def test_the_graph_finds_the_regions_that_torch_finds(side: int, graphs: dict[int, Path]) -> None:
     extractor, pixels = random_extractor(side), noise(3)
-    export_region_extractor(extractor, CLASSES, tmp_path / "extractor.onnx")
-    session = Extractor(tmp_path / "extractor.onnx", threads=1)
+    session = Extractor(graphs[side], threads=1)
     assert session.classes == tuple(CLASSES)
     assert (session.most_regions, session.feature_width) == (MOST + side * side, region_width(8, len(CLASSES)))
     found = session.look_at_pixels(pixels)
@@ -119,10 +127,9 @@ def test_the_graph_finds_the_regions_that_torch_finds(side: int, tmp_path: Path)
     np.testing.assert_allclose(alone.features, found[1].features, atol=1e-3, rtol=1e-3)
 
 
-def test_it_runs_in_int8_as_well(tmp_path: Path) -> None:
+def test_it_runs_in_int8_as_well(graphs: dict[int, Path], tmp_path: Path) -> None:
     pixels = noise(4)
-    export_region_extractor(random_extractor(3), CLASSES, tmp_path / "float.onnx")
-    quantise_extractor(tmp_path / "float.onnx", tmp_path / "int8.onnx", pixels)
+    quantise_extractor(graphs[3], tmp_path / "int8.onnx", pixels)
     session = Extractor(tmp_path / "int8.onnx", threads=1)
     assert session.kind == "regions"
     assert session.classes == tuple(CLASSES)

@@ -12,7 +12,7 @@ import pytest
 from model.evaluation.intervals import paired_bootstrap
 from model.evaluation.result_rows import Point, ResultRow
 from model.exits import SpeedRow, SpeedTable
-from model.experiments.ablations import ablations, seeds
+from model.experiments.ablations import ablations, one_choice, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.page import FROM_ROWS, results, write_page
@@ -203,6 +203,7 @@ def told(row: ResultRow, seed: int = 0, **stage: object) -> ResultRow:
 
 def test_a_change_is_named_and_compared_with_what_it_changes(rows: list[ResultRow]) -> None:
     base = made(rows[3], point(0.0, 1.0, [10.0, 20.0]), point(1.0, 4.0, [8.0, 16.0]))
+    base = dataclasses.replace(base, system="small")
     better = made(base, point(0.0, 1.0, [13.0, 23.0]), point(1.0, 3.0, [8.0, 18.0]))
     changed = dataclasses.replace(told(better, lambda_=0.2), system=f"{base.system}-lambda-0.2")
     other_seed = dataclasses.replace(told(better, seed=1), system=f"{base.system}-seed-1")
@@ -212,7 +213,18 @@ def test_a_change_is_named_and_compared_with_what_it_changes(rows: list[ResultRo
     assert line[2] == "+3.0 [+3.0, +3.0]"
     assert line[4] is None  # it does not reach a SpeedUp of 4
     assert ablations([base, other_seed]).missing
+    other_policy = dataclasses.replace(changed, policy={**base.policy, "skipped": "copied"})
+    assert ablations([base, other_policy, dataclasses.replace(changed, budget="another")]).missing
     assert ablations([changed, *rows[:3]]).table.rows == []
+
+
+def test_one_choice_may_be_made_in_several_stages() -> None:
+    both = {f"stages.{stage}.label_smoothing": (0.1, 0.0) for stage in ("backbone", "exits")}
+    assert one_choice(both) == ("stages.label_smoothing", 0.1, 0.0)
+    assert one_choice({**both, "stages.exits.label_smoothing": (0.2, 0.0)}) is None
+    assert one_choice({**both, "label_smoothing": (0.1, 0.0)}) is None
+    assert one_choice({"model.width": (8, 4)}) == ("model.width", 8, 4)
+    assert one_choice({}) is None
 
 
 def test_seeds_are_counted_where_nothing_else_differs(rows: list[ResultRow]) -> None:
