@@ -12,7 +12,7 @@ from model.evaluation.result_rows import ResultRow, configuration_key
 from model.experiments.result import Cell, Result, Table, interval
 from model.experiments.select import cider_at, deepest, difference, kind
 
-BASE_SYSTEM = "small"  # what ships, at half the width: `model/training/configs/small.toml`
+BASE_SYSTEM = "small"  # a smaller model of the kind that ships
 SPEEDUPS = (1.0, 2.0, 4.0)
 ABSENT = "not set"
 
@@ -29,7 +29,7 @@ def ablations(rows: Sequence[ResultRow]) -> Result:
         name, old, new = changed
         gaps = [difference(row, base, speedup, layers) for speedup in SPEEDUPS]
         cells = [None if gap is None else interval(*gap, signed=True) for gap in gaps]
-        lines.append([f"{name} {new} ({old})", interval(*mean_interval(row.points[0].cider)), *cells])
+        lines.append([f"{name} {_told(new)} ({_told(old)})", interval(*mean_interval(row.points[0].cider)), *cells])
     columns = ["Changed", "CIDEr-D (95%), full depth", *(f"less unchanged, x{speedup:g}" for speedup in SPEEDUPS)]
     note = (
         f"What {BASE_SYSTEM} was told stands in brackets. Differences are paired over photos, of one run each: another "
@@ -89,6 +89,10 @@ def one_choice(changed: dict[str, tuple[Any, Any]]) -> tuple[str, Any, Any] | No
         return None
     name, (old, new) = next(iter(changed.items()))
     return f"stages.{name.rpartition('.')[2]}", old, new
+
+
+def _told(value: Any) -> Any:
+    return ABSENT if value == "" else value
 
 
 def _name(item: Any, number: int) -> str:

@@ -43,13 +43,14 @@ _HOW = """## How to make a row
 
 <!-- not run: it takes hours and needs data -->
 
-    deecap train --config flickr8k --until backbone --data DATA --work work    # once: what they all start from
+    deecap train --config flickr8k --until backbone --data DATA --work work    # once: what `systems` start from
     deecap train --config tf-ee --data DATA --work work
     deecap experiment measure --config tf-ee --data DATA --work work
     deecap experiment all
 
-The configurations are in `model/training/configs/systems`, those with one choice, or
-the seed, changed in `model/training/configs/ablations`. TF-6L of a six-layer decoder is TF-Complete.
+The configurations are in `model/training/configs/systems`. Those in `model/training/configs/ablations`
+are `small` with one choice, or the seed, changed, and begin with no other run. TF-6L of a six-layer decoder is
+TF-Complete.
 """
 
 

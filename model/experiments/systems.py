@@ -54,8 +54,12 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
     state = read_stage(path)
     model, policy = trained_network(settings, state)
     photos = data / settings.data.photos
+    told = {**configuration(settings), "measured_stage": path.stem}
     if settings.seen_through:
+        from model.bottom_up.extractor import revision_of_extractor  # ONNX Runtime comes with it
+
         look = _look_through(work / KEPT, photos)
+        told["extractor"] = revision_of_extractor(work / KEPT)
     elif "trunk" in state:
         trunk = Trunk()
         trunk.load_state_dict(state["trunk"])
@@ -65,7 +69,7 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
     return System(
         settings.name,
         budget or settings.budget or settings.name,
-        {**configuration(settings), "measured_stage": path.stem},
+        told,
         model.requires_grad_(False).eval(),
         Vocabulary(state["vocabulary"]),
         policy,

@@ -1,4 +1,4 @@
-"""What a run takes from the bundle that it goes on from: words, to which it adds its own, weights, extractor."""
+"""What a run takes from a bundle: its extractor to see with; to go on from it also its words and weights."""
 
 from __future__ import annotations
 

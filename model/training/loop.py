@@ -64,7 +64,7 @@ class Trainer:
     def __init__(self, settings: TrainSettings, data: Path, work: Path, features: Path) -> None:
         """`features`: folder of kept features, shared by runs.
 
-        Raises `ValueError` for bad data or a bad bundle to go on from, `FileNotFoundError` for what is not there.
+        Raises `ValueError` for bad data or a bad bundle, `FileNotFoundError` for what is not there.
         """
         self.settings, self.work, self.features = settings, work, features
         work.mkdir(parents=True, exist_ok=True)
@@ -183,6 +183,8 @@ class Trainer:
             if other_run:  # it may lack this one's exits, or have others, of another width
                 saved = weights_that_fit(saved, self.model.state_dict())
             self.model.load_state_dict(saved, strict=not other_run)
+            if (self.trunk is None) != ("trunk" not in state) and self.files is None:
+                raise ValueError("the saved model saw its photos through another extractor than this run's")
             if self.trunk is not None and self.region_head is None:
                 self.trunk.load_state_dict(state["trunk"])
         except RuntimeError as error:

@@ -15,7 +15,7 @@ from model.exits import ExitPolicy
 
 KINDS = ("backbone", "self_critical", "exits")
 SHIPPED = Path(__file__).parent / "configs"
-# Folders of the configurations that the paper's tables compare, and of those with one choice of theirs changed.
+# Folders of the configurations that the paper's tables compare, and of those that are `small` with one choice changed.
 COMPARED = ("systems", "ablations")
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 import model.training.from_bundle as from_bundle
 import model.training.loop as loop
-from model.bottom_up.extractor import Extractor
+from model.bottom_up.extractor import Extractor, revision_of_extractor
 from model.bottom_up.extractor_kinds import EMBEDDED, VISUAL_GENOME
 from model.bundle import EXTRACTOR, VOCABULARY, load_bundle, write_json
 from model.captioner import Captioner
@@ -143,8 +143,9 @@ def test_it_begins_where_the_bundle_ended_and_becomes_a_bundle(
 
 
 def test_the_extractor_alone_may_be_a_bundles(
-    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+    bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(loop, "HEAD_WIDTH", 7)  # of a trunk of its own, which it does not have
     own = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
     chosen = settings("starts_from_bundle", "extractor_of_bundle", "[[stage]]", own)
     work = tmp_path / "work" / "goes-on"
@@ -159,9 +160,24 @@ def test_the_extractor_alone_may_be_a_bundles(
     measured, photo = from_run(chosen, work, data), read_captions(data / "captions.json")[:1]
     (seen,) = measured.look(photo)
     assert np.allclose(seen.features, trainer.kept([0], [0])[0][0], rtol=1e-2, atol=1e-2)
+    assert measured.configuration["extractor"] == revision_of_extractor(bundle / EXTRACTOR)
     assert check_data(chosen, data).problems == []
     gone = settings(f'starts_from_bundle = "{bundle}"', 'extractor_of_bundle = "nowhere"', "[[stage]]", own)
     assert check_data(gone, data).problems == ["there is no bundle nowhere, neither a folder nor one that ships"]
+
+
+def test_it_does_not_go_on_from_a_run_that_saw_otherwise(
+    data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
+) -> None:
+    own = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
+    extractor = ("starts_from_bundle", "extractor_of_bundle", "[[stage]]", own)
+    Trainer(settings(*extractor), data, tmp_path / "work" / "first", tmp_path / "features").run()
+    after = settings(*extractor, "seed = 0", 'seed = 0\nstarts_from = "first/exits"')
+    Trainer(after, data, tmp_path / "work" / "second", tmp_path / "features").run()
+    path = tmp_path / "work" / "first" / "exits.pt"
+    torch.save({**torch.load(path, weights_only=True), "trunk": {}}, path)
+    with pytest.raises(ValueError, match="another extractor"):
+        Trainer(after, data, tmp_path / "work" / "third", tmp_path / "features").run()
 
 
 def test_the_bundle_may_not_change_under_the_run(

@@ -169,7 +169,7 @@ needs_java = pytest.mark.skipif(shutil.which("java") is None, reason="java is no
 
 @needs_java
 def test_meteor_is_the_packages() -> None:
-    """On English words, so that stems, synonyms and paraphrases meet too, some right and some not at all."""
+    """The same dialogue with the same jar, over 203 images: captions that are references, and ones that are not."""
     package = pytest.importorskip("pycocoevalcap.meteor.meteor")
     draw = random.Random(0)
     known = sorted(

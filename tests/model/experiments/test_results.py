@@ -214,6 +214,10 @@ def test_a_change_is_named_and_compared_with_what_it_changes(rows: list[ResultRo
     assert line[4] is None  # it does not reach a SpeedUp of 4
     assert ablations([base, other_seed]).missing
     other_policy = dataclasses.replace(changed, policy={**base.policy, "skipped": "copied"})
+    other_kind = dataclasses.replace(
+        base, model={**base.model, "exits": "plain"}, configuration={**base.configuration, "exits": "plain"}
+    )
+    assert ablations([base, other_kind]).missing
     assert ablations([base, other_policy, dataclasses.replace(changed, budget="another")]).missing
     assert ablations([changed, *rows[:3]]).table.rows == []
 
