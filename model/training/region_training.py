@@ -174,7 +174,7 @@ def train_region_head(
     given = read_boxes(boxes)
     state = torch.load(trained, map_location="cpu", weights_only=True)
     if "trunk" not in state:
-        raise ValueError(f"{trained} has no trunk: its run was on region features, or saw its photos through a bundle")
+        raise ValueError(f"{trained} is of a run on region features or through a bundle: it has no trunk")
     trunk = Trunk()
     trunk.load_state_dict(state["trunk"])
     where = settings.data
