@@ -22,7 +22,7 @@ def ablations(rows: Sequence[ResultRow]) -> Result:
     layers = deepest(rows)
     lines: list[list[Cell]] = []
     for base, row in product((row for row in rows if row.system == BASE_SYSTEM), rows):
-        alike = (kind(row, layers), row.policy, row.budget) == (kind(base, layers), base.policy, base.budget)
+        alike = (kind(row, layers), row.policy) == (kind(base, layers), base.policy)
         changed = one_choice(changes(base.configuration, row.configuration))
         if not alike or changed is None or changed[0] == "seed":
             continue

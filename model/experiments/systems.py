@@ -81,10 +81,8 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
 def configuration(settings: TrainSettings) -> dict[str, Any]:
     """All that training was told but its name, as a row has it: what a row written today must find the others by."""
     told = dataclasses.asdict(settings)
-    later = {
-        "starts_from_bundle": "",
-        "extractor_of_bundle": "",
-    }  # settings that came when there were rows already, where they say nothing
+    # Settings that came when there were rows already, where they say nothing.
+    later = {"starts_from_bundle": "", "extractor_of_bundle": ""}
     return {
         name: value
         for name, value in told.items()

@@ -56,6 +56,11 @@ captions_per_image = 2
 """
 
 
+# For `settings`: a network of its own, seen through the bundle's extractor.
+OWN_NETWORK = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
+EXTRACTOR_ALONE = ("starts_from_bundle", "extractor_of_bundle", "[[stage]]", OWN_NETWORK)
+
+
 @pytest.fixture(scope="module")
 def bundle(random_bundle: RandomBundle, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Whose exit policy is one of its own."""
@@ -146,8 +151,7 @@ def test_the_extractor_alone_may_be_a_bundles(
     bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "HEAD_WIDTH", 7)  # of a trunk of its own, which it does not have
-    own = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
-    chosen = settings("starts_from_bundle", "extractor_of_bundle", "[[stage]]", own)
+    chosen = settings(*EXTRACTOR_ALONE)
     work = tmp_path / "work" / "goes-on"
     trainer = Trainer(chosen, data, work, tmp_path / "features")
     trainer.run()
@@ -162,17 +166,15 @@ def test_the_extractor_alone_may_be_a_bundles(
     assert np.allclose(seen.features, trainer.kept([0], [0])[0][0], rtol=1e-2, atol=1e-2)
     assert measured.configuration["extractor"] == revision_of_extractor(bundle / EXTRACTOR)
     assert check_data(chosen, data).problems == []
-    gone = settings(f'starts_from_bundle = "{bundle}"', 'extractor_of_bundle = "nowhere"', "[[stage]]", own)
+    gone = settings(*EXTRACTOR_ALONE, str(bundle), "nowhere")
     assert check_data(gone, data).problems == ["there is no bundle nowhere, neither a folder nor one that ships"]
 
 
 def test_it_does_not_go_on_from_a_run_that_saw_otherwise(
     data: Path, settings: Callable[..., TrainSettings], tmp_path: Path
 ) -> None:
-    own = "[model]\nwidth = 16\nheads = 2\nfeed_forward = 24\ndecoder_layers = 2\n\n[[stage]]"
-    extractor = ("starts_from_bundle", "extractor_of_bundle", "[[stage]]", own)
-    Trainer(settings(*extractor), data, tmp_path / "work" / "first", tmp_path / "features").run()
-    after = settings(*extractor, "seed = 0", 'seed = 0\nstarts_from = "first/exits"')
+    Trainer(settings(*EXTRACTOR_ALONE), data, tmp_path / "work" / "first", tmp_path / "features").run()
+    after = settings(*EXTRACTOR_ALONE, "seed = 0", 'seed = 0\nstarts_from = "first/exits"')
     Trainer(after, data, tmp_path / "work" / "second", tmp_path / "features").run()
     path = tmp_path / "work" / "first" / "exits.pt"
     torch.save({**torch.load(path, weights_only=True), "trunk": {}}, path)
