@@ -8,9 +8,9 @@ from itertools import product
 from typing import Any
 
 from model.evaluation.intervals import mean_interval
-from model.evaluation.result_rows import ResultRow, configuration_key
+from model.evaluation.result_rows import ResultRow
 from model.experiments.result import Cell, Result, Table, interval
-from model.experiments.select import cider_at, deepest, difference, kind
+from model.experiments.select import cider_at, deepest, difference, kind, same_but_seed
 
 BASE_SYSTEM = "small"  # a smaller model of the kind that ships
 SPEEDUPS = (1.0, 2.0, 4.0)
@@ -27,7 +27,7 @@ def ablations(rows: Sequence[ResultRow]) -> Result:
         if not alike or changed is None or changed[0] == "seed":
             continue
         name, old, new = changed
-        gaps = [difference(row, base, speedup, layers) for speedup in SPEEDUPS]
+        gaps = [difference([(row, base)], speedup, layers) for speedup in SPEEDUPS]
         cells = [None if gap is None else interval(*gap, signed=True) for gap in gaps]
         lines.append([f"{name} {_told(new)} ({_told(old)})", interval(*mean_interval(row.points[0].cider)), *cells])
     columns = ["Changed", "CIDEr-D (95%), full depth", *(f"less unchanged, x{speedup:g}" for speedup in SPEEDUPS)]
@@ -43,8 +43,7 @@ def seeds(rows: Sequence[ResultRow]) -> Result:
     """Systems trained with several seeds: how far apart they come out."""
     groups: dict[str, list[ResultRow]] = {}
     for row in rows:
-        same = {name: value for name, value in row.configuration.items() if name != "seed"}
-        groups.setdefault(configuration_key([same, row.policy]), []).append(row)
+        groups.setdefault(same_but_seed(row), []).append(row)
     layers = deepest(rows)
     several = [group for group in groups.values() if len({row.configuration.get("seed") for row in group}) > 1]
     lines: list[list[Cell]] = []

@@ -46,7 +46,9 @@ def policies(rows: Sequence[ResultRow]) -> Result:
                 if point is None:
                     continue
                 full = paired_bootstrap(point.cider, row.points[0].cider)
-                gap = difference(row, reference, speedup, row.layers) if reference and row is not reference else None
+                gap = (
+                    difference([(row, reference)], speedup, row.layers) if reference and row is not reference else None
+                )
                 lines.append(
                     [row.system, ", ".join(map(str, row.policy["tested"])), row.policy["skipped"], point.speedup,
                      point.executed_speedup, interval(*mean_interval(point.cider)), interval(*full, signed=True),

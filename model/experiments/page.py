@@ -36,7 +36,8 @@ _HEAD = """# Results
 Made by `deecap experiment all` from the result rows in `model/experiments/rows` and the speed table of the shipped
 bundle; not to be edited. A row is one trained system on one set of photos, measured by `deecap experiment measure`;
 tables hold together only rows of one budget on the same photos. Intervals are 95% bootstrap intervals over photos,
-differences paired. The paper's own figures are on MS COCO and compare with none of these.
+differences paired; where several seeds are told of, each photo has their mean. The paper's own figures are on MS COCO
+and compare with none of these.
 """
 
 _HOW = """## How to make a row
@@ -49,8 +50,8 @@ _HOW = """## How to make a row
     deecap experiment all
 
 The configurations are in `model/training/configs/systems`. Those in `model/training/configs/ablations`
-are `small` with one choice, or the seed, changed, and begin with no other run. TF-6L of a six-layer decoder is
-TF-Complete.
+are `small` with one choice, or the seed, changed; these and the systems named `small-...` begin with no other run.
+TF-6L of a six-layer decoder is TF-Complete.
 """
 
 

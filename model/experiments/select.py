@@ -69,7 +69,35 @@ def cider_at(row: ResultRow, speedup: float) -> np.ndarray | None:
     return np.array(points[0].cider) if len(points) == 1 and points[0].speedup == speedup else None
 
 
-def difference(row: ResultRow, other: ResultRow, speedup: float, layers: int) -> Interval | None:
-    """CIDEr-D of `row` less that of `other`, both at a SpeedUp against `layers` layers, paired over photos."""
-    ours, theirs = (cider_at(one, speedup * one.layers / layers) for one in (row, other))
+def same_but_seed(row: ResultRow) -> str:
+    """The same for runs that were told the same but the seed, under one policy."""
+    told = {name: value for name, value in row.configuration.items() if name != "seed"}
+    return configuration_key([told, row.policy])
+
+
+def by_seed(rows: Sequence[ResultRow], row: ResultRow, other: ResultRow) -> list[tuple[ResultRow, ResultRow]]:
+    """Runs of the systems that two rows are of, a pair for each seed that both have; else these two."""
+    runs = [
+        {one.configuration.get("seed"): one for one in rows if same_but_seed(one) == same_but_seed(system)}
+        for system in (row, other)
+    ]
+    return [(run, runs[1][seed]) for seed, run in sorted(runs[0].items(), key=str) if seed in runs[1]] or [(row, other)]
+
+
+def mean_cider_at(rows: Sequence[ResultRow], speedup: float, layers: int) -> np.ndarray | None:
+    """CIDEr-D x 100 of each photo at a SpeedUp against `layers` layers, the mean of several runs.
+
+    None where one of them does not reach so far.
+    """
+    found = [cider_at(row, speedup * row.layers / layers) for row in rows]
+    reached = [cider for cider in found if cider is not None]
+    return np.mean(reached, axis=0) if len(reached) == len(found) else None
+
+
+def difference(pairs: Sequence[tuple[ResultRow, ResultRow]], speedup: float, layers: int) -> Interval | None:
+    """CIDEr-D of the first less that of the second, both at a SpeedUp against `layers` layers, paired over photos.
+
+    Of several pairs (seeds) each photo has its mean, so that the interval is over photos alone.
+    """
+    ours, theirs = (mean_cider_at(side, speedup, layers) for side in zip(*pairs, strict=True))
     return None if ours is None or theirs is None else paired_bootstrap(ours, theirs)

@@ -17,6 +17,7 @@ from PIL import Image
 from typer.testing import CliRunner
 
 from model.evaluation.coco_results import write_coco_results
+from model.exits import ExitPolicy
 from model.experiments.ablations import changes, one_choice
 from model.training.data import read_captions
 from model.training.readers.boxes import make_regions
@@ -263,6 +264,20 @@ def test_the_papers_systems_ship_and_share_one_budget() -> None:
         assert (one.budget, one.data) == ("systems", settings["tf-ee"].data)
     fusions = [settings[name].model["fusion"] for name in sorted(SYSTEMS) if SYSTEMS[name][0] == "deecap"]
     assert fusions == ["attention", "average", "concatenation", "sequential"]
+
+
+def test_fixed_depths_of_the_small_model_hear_of_no_other_exit() -> None:
+    small = find_settings(Path("small"))
+    alone = [{"shallow_exit_weight": 0.0}, {"copied_states": 0.0}]  # of `small`'s two stages
+    names = {"small-tf-complete": 6, **{f"small-tf-{k}l": k for k in range(1, 4)}}
+    for name, layers in names.items():
+        one = find_settings(Path(name))
+        assert one.model == {**small.model, "exits": "final", "decoder_layers": layers}
+        assert one.exit_policy == ExitPolicy(())
+        assert (one.name, one.budget, one.data) == (name, small.budget, small.data)
+        assert list(one.stages) == [
+            dataclasses.replace(stage, **told) for stage, told in zip(small.stages, alone, strict=True)
+        ]
 
 
 def test_each_ablation_changes_one_thing() -> None:

@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.intervals import paired_bootstrap
+from model.evaluation.intervals import mean_interval, paired_bootstrap
 from model.evaluation.result_rows import Point, ResultRow
 from model.exits import SpeedRow, SpeedTable
 from model.experiments.ablations import ablations, one_choice, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.page import FROM_ROWS, results, write_page
-from model.experiments.select import by_kind, cider_at, difference, kind, near
+from model.experiments.select import by_kind, by_seed, cider_at, difference, kind, near
 from model.experiments.tables import table1, table3, table4, verdicts
 
 SPEEDS = SpeedTable(
@@ -66,8 +66,8 @@ def test_systems_are_compared_at_the_same_speedup_photo_by_photo(rows: list[Resu
     ours, theirs = random.normal(50, 20, (2, 40)).round(1).tolist()
     early = made(rows[2], point(0.0, 1.0, ours), point(1.0, 4.0, ours))
     two = made(rows[1], point(0.0, 1.0, theirs))  # two layers of four: a SpeedUp of 2
-    assert difference(early, two, 2.0, 4) == pytest.approx(paired_bootstrap(ours, theirs))
-    assert difference(early, two, 3.0, 4) is None
+    assert difference([(early, two)], 2.0, 4) == pytest.approx(paired_bootstrap(ours, theirs))
+    assert difference([(early, two)], 3.0, 4) is None
 
 
 def test_a_baseline_that_wins_is_said_to_win(rows: list[ResultRow]) -> None:
@@ -112,6 +112,35 @@ def test_what_is_lost_is_compared_with_twice_what_deecap_loses(
     ]
     assert f"DeeCap loses 2.0 of its CIDEr-D at full depth and TF-EE {theirs:.1f}" in line
     assert verdict in line
+
+
+def test_systems_of_several_seeds_are_compared_by_the_seeds_that_both_have(rows: list[ResultRow]) -> None:
+    random = np.random.default_rng(0)
+
+    def run(row: ResultRow, seed: int, drop: float) -> ResultRow:
+        full = random.normal(50, 20, 40).round(1)
+        found = made(row, point(0.0, 1.0, full.tolist()), point(1.0, 4.0, (full - drop).round(1).tolist()))
+        return dataclasses.replace(told(found, seed=seed), system=f"{row.system}-{seed}")
+
+    ours = [run(rows[3], seed, 2.0) for seed in (0, 1, 2)]
+    theirs = [run(rows[2], seed, drop) for seed, drop in ((0, 4.0), (1, 9.0), (7, 50.0))]
+    changed = told(run(rows[3], 1, 30.0), seed=1, lambda_=0.2)  # not a seed of ours
+    pairs = by_seed([*theirs, changed, *ours], ours[0], theirs[0])
+    assert pairs == [(ours[0], theirs[0]), (ours[1], theirs[1])]
+    assert by_seed([ours[2], theirs[2]], ours[2], theirs[2]) == [(ours[2], theirs[2])]
+
+    each = [np.array(one.points[1].cider) - other.points[1].cider for one, other in pairs]
+    gap = difference(pairs, 4.0, 4)
+    assert gap == pytest.approx(mean_interval((each[0] + each[1]) / 2))
+    assert difference([*pairs, (ours[2], made(theirs[0], theirs[0].points[0]))], 4.0, 4) is None
+
+    lines = verdicts([*ours, changed, *theirs])
+    (line,) = [line for line in lines if line.startswith("At a SpeedUp of 4")]
+    assert f"over 2 seeds ({each[0].mean():+.1f}, {each[1].mean():+.1f})" in line
+    (line,) = [line for line in lines if "Going to a SpeedUp of 4" in line]
+    assert "DeeCap loses 2.0" in line
+    assert "TF-EE 6.5" in line
+    assert "+2.5 [+2.5, +2.5] over 2 seeds (+0.0, +5.0), more than twice as much" in line
 
 
 def test_table_1_shows_each_system_at_full_depth_and_at_4(rows: list[ResultRow]) -> None:
