@@ -29,6 +29,17 @@ from model.training.settings import TrainSettings
 from model.training.trained import read_stage, trained_network
 from model.vocabulary import Vocabulary
 
+# Settings of training that came when there were rows already, and what they are where they say nothing.
+LATER = {
+    "starts_from_bundle": "",
+    "extractor_of_bundle": "",
+    "boxes": "",
+    "smallest_window": 1.0,
+    "cell_classes": 0.0,
+    "cell_class_photos": 0,
+    "hidden_regions": 0.0,
+}
+
 
 @dataclass(frozen=True)
 class System:
@@ -80,14 +91,16 @@ def from_run(settings: TrainSettings, work: Path, data: Path, stage: str = "", b
 
 def configuration(settings: TrainSettings) -> dict[str, Any]:
     """All that training was told but its name, as a row has it: what a row written today must find the others by."""
-    told = dataclasses.asdict(settings)
-    # Settings that came when there were rows already, where they say nothing.
-    later = {"starts_from_bundle": "", "extractor_of_bundle": ""}
-    return {
-        name: value
-        for name, value in told.items()
-        if name not in ("name", "budget") and not (name in later and value == later[name])
-    }
+    told = _without_later(dataclasses.asdict(settings))
+    return {name: value for name, value in told.items() if name not in ("name", "budget")}
+
+
+def _without_later(told: Any) -> Any:
+    """The same less the settings of `LATER` where they say nothing."""
+    if isinstance(told, dict):
+        kept = {name: value for name, value in told.items() if name not in LATER or value != LATER[name]}
+        return {name: _without_later(value) for name, value in kept.items()}
+    return [_without_later(value) for value in told] if isinstance(told, list | tuple) else told
 
 
 def from_bundle(folder: Path, photos: Path, budget: str = "") -> System:

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from model.training.augment import zoom_boxes
 from model.training.features import view_boxes
 from model.training.region_loss import Given
 
@@ -57,7 +58,15 @@ def pad_boxes(found: Sequence[np.ndarray]) -> Given:
 
 def in_view(rows: np.ndarray, view: int, seed: int) -> np.ndarray:
     """`(G, 6)` of a photo -> those of which enough is seen in its view, as far as they are seen there."""
-    whole = view_boxes(rows[:, :4], view, seed)
+    return _seen(rows, view_boxes(rows[:, :4], view, seed))
+
+
+def in_window(rows: np.ndarray, window: np.ndarray) -> np.ndarray:
+    """`(G, 6)` of a photo -> those of which enough is seen in a window `(4,)` of it, as far as they are seen there."""
+    return _seen(rows, zoom_boxes(rows[:, :4], window))
+
+
+def _seen(rows: np.ndarray, whole: np.ndarray) -> np.ndarray:
     seen = whole.clip(0.0, 1.0)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (seen, whole)]
     return np.concatenate((seen, rows[:, 4:]), 1)[areas[0] >= SMALLEST_REST * areas[1]]

@@ -27,11 +27,14 @@ from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
+from model.training.augment import draw_windows, hide_regions, zoom
 from model.training.average import WeightAverage
+from model.training.cell_classes import CellClasses, Part
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL
 from model.training.from_bundle import KEPT, keep_extractor, network_like, read_start, take_weights, with_new_words
+from model.training.given_boxes import read_boxes
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
 from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
@@ -124,6 +127,17 @@ class Trainer:
             take_weights(self.model, self.bundle.model)
         if self.seen_through:
             keep_extractor(self.seen_through, work)
+        self.cell_classes: CellClasses | None = None  # beside the trunk, while that learns
+        if any(stage.cell_classes for stage in settings.stages):
+            given = read_boxes(data / settings.data.boxes)
+            if not any(photo.name in given.of for photo in self.photos):
+                raise ValueError(f"{data / settings.data.boxes} has boxes of none of these photos")
+            self.cell_classes = CellClasses(given, HEAD_WIDTH).to(self.device)
+        self.unlabelled_rows = [row for row, photo in enumerate(self.photos) if photo.split == "unlabelled"]
+        if len(self.unlabelled_rows) < (most := max(stage.cell_class_photos for stage in settings.stages)):
+            raise ValueError(
+                f"{len(self.unlabelled_rows)} photos without captions are fewer than cell_class_photos, {most}"
+            )
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
@@ -144,7 +158,9 @@ class Trainer:
         """Where all photos are. Those without captions join the others where a stage wants them."""
         told, views = self.settings.data, self.settings.views
         groups = [(photos, told.photos, told.captions, views), (extra, told.extra_photos, told.extra_captions, views)]
-        if told.unlabelled_photos and any(stage.own_captions for stage in self.settings.stages):
+        if told.unlabelled_photos and any(
+            stage.own_captions or stage.cell_class_photos for stage in self.settings.stages
+        ):
             unlabelled = [Photo(photo, "unlabelled", ()) for photo in photo_names(data / told.unlabelled_photos)]
             self.photos.extend(unlabelled)
             groups.append((unlabelled, told.unlabelled_photos, told.unlabelled_photos, 1))
@@ -187,6 +203,8 @@ class Trainer:
                 raise ValueError("the saved model saw its photos through another extractor than this run's")
             if self.trunk is not None and self.region_head is None:
                 self.trunk.load_state_dict(state["trunk"])
+            if self.cell_classes and "cell_classes" in state:
+                self.cell_classes.load_state_dict(state["cell_classes"])
         except RuntimeError as error:
             raise ValueError(f"the saved model is not of this configuration: {error}") from error
 
@@ -229,7 +247,8 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_exit_part(name) or not stage.freeze_backbone)
         trunk_parameters = self.trunk.top_parameters() if tuned and self.trunk is not None else []
-        optimiser = make_optimiser(self.model, trunk_parameters, stage)
+        beside = list(self.cell_classes.parameters()) if self.cell_classes and stage.cell_classes else []
+        optimiser = make_optimiser(self.model, trunk_parameters, stage, beside)
         average = WeightAverage(self._modules(), self.settings.average_decay)
         progress: dict[str, Any] = {"epoch": 0, "best": -1.0, "best_epoch": -1}
         path = self.work / "checkpoint.pt"
@@ -281,7 +300,8 @@ class Trainer:
         return path
 
     def _modules(self) -> dict[str, nn.Module]:
-        return {"model": self.model} if self.trunk is None else {"model": self.model, "trunk": self.trunk}
+        modules = {"model": self.model, "trunk": self.trunk, "cell_classes": self.cell_classes}
+        return {name: module for name, module in modules.items() if module is not None}
 
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
         states = {name: module.state_dict() for name, module in self._modules().items()}
@@ -353,8 +373,14 @@ class Trainer:
     ) -> tuple[Tensor, float]:
         """The loss of one batch of photos, and the mean reward where captions were scored (else 0)."""
         views = [int(random.integers(self._views(row))) for row in rows]
-        with torch.set_grad_enabled(tuning):
-            features, boxes, mask = self.regions(rows, views)
+        if tuning:
+            features, boxes, mask, cells_loss = self._regions_to_tune(stage, rows, views, random)
+        else:
+            with torch.no_grad():
+                features, boxes, mask = self.regions(rows, views)
+            cells_loss = features.new_zeros(())
+        if stage.hidden_regions:
+            mask = hide_regions(mask, len(rows), features.shape[1], stage.hidden_regions, random)
         if stage.kind == "self_critical":
             return self._self_critical_loss(stage, rows, views, (features, boxes, mask), random)
         captions = []
@@ -367,9 +393,35 @@ class Trainer:
         inputs, targets = pad_captions(captions, self.model.config.max_words)
         batch = Batch(features, boxes, mask, inputs.to(self.device), targets.to(self.device))
         with self.machine.autocast(self.device):
-            if stage.kind == "backbone":
-                return backbone_loss(self.model, batch, stage, random), 0.0
-            return exits_loss(self.model, batch, stage, random), 0.0
+            loss = (backbone_loss if stage.kind == "backbone" else exits_loss)(self.model, batch, stage, random)
+        return loss + cells_loss, 0.0
+
+    def _regions_to_tune(
+        self, stage: StageSettings, rows: Sequence[int], views: Sequence[int], random: np.random.Generator
+    ) -> tuple[Tensor, Tensor, None, Tensor]:
+        """Features, boxes and mask of photos as `regions` has them, zoomed into, and the loss of the cells' classes."""
+        assert self.trunk is not None
+        assert isinstance(self.rows, PhotoRows)
+        more = (
+            random.choice(self.unlabelled_rows, stage.cell_class_photos, replace=False).tolist()
+            if stage.cell_class_photos
+            else []
+        )
+        seen = [*rows, *more]
+        seen_views = [*views, *(int(random.integers(self._views(row))) for row in more)]
+        bottom = self.rows.bottom(seen, seen_views).to(self.device)
+        windows = draw_windows(len(seen), stage.smallest_window, random)
+        if stage.smallest_window < 1:
+            bottom = zoom(bottom, windows).contiguous(memory_format=torch.channels_last)
+        features = cells(self.trunk.top(bottom))
+        loss = features.new_zeros(())
+        if self.cell_classes and stage.cell_classes:
+            parts = [
+                Part(self.photos[row].name, view, self.rows.seed(row), window)
+                for row, view, window in zip(seen, seen_views, windows, strict=True)
+            ]
+            loss = stage.cell_classes * self.cell_classes.loss(features, parts)
+        return features[: len(rows)], boxes_for(len(rows)).to(self.device), None, loss
 
     def _views(self, row: int) -> int:
         """How many views of the photo there are to draw from."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -14,8 +15,13 @@ from model.training.settings import StageSettings
 EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm", "deep_fusion", "exit_head")
 
 
-def make_optimiser(model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings) -> torch.optim.AdamW:
-    """AdamW over exits, backbone and trunk, each at a `scale` of the stage's rate; one-axis tensors do not decay."""
+def make_optimiser(
+    model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings, beside: Sequence[nn.Parameter] = ()
+) -> torch.optim.AdamW:
+    """AdamW over exits, backbone and trunk, each at a `scale` of the stage's rate; one-axis tensors do not decay.
+
+    `beside`: what else learns, at the stage's rate.
+    """
     backbone_scale = (stage.backbone_learning_rate or stage.learning_rate) / stage.learning_rate
     groups = []
     for wanted, scale in ((True, 1.0), (False, backbone_scale)):
@@ -25,6 +31,7 @@ def make_optimiser(model: DeeCap, trunk: list[nn.Parameter], stage: StageSetting
         groups.append({"params": vectors, "weight_decay": 0.0, "scale": scale})
     trunk_scale = stage.trunk_learning_rate / stage.learning_rate
     groups.append({"params": trunk, "weight_decay": 0.0, "scale": trunk_scale})
+    groups.append({"params": list(beside), "weight_decay": 0.0, "scale": 1.0})
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
 
 

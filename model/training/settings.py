@@ -32,6 +32,7 @@ class DataSettings:
     large_cells: int = (
         BACKGROUND_SIDE  # with a region head: so many cells a side follow the regions; 9: all of the grid
     )
+    boxes: str = ""  # of things found in the photos beforehand, for `cell_classes`; see docs/regions.md
     region_features: str = ""  # in place of photos: folder of `.npz`, M2's `.hdf5`, or bottom-up attention's `.tsv`
 
 
@@ -56,6 +57,10 @@ class StageSettings:
     patience: int = 3  # epochs without a better validation CIDEr until the stage ends
     tune_trunk_from: int = -1  # epoch from which the upper trunk learns too; -1: never
     trunk_learning_rate: float = 0.0
+    smallest_window: float = 1.0  # while the trunk learns: side of the part of a photo's map that is zoomed into
+    cell_classes: float = 0.0  # while the trunk learns: weight of telling the classes of `boxes` in each cell
+    cell_class_photos: int = 0  # photos without captions that are asked for these beside the batch's own
+    hidden_regions: float = 0.0  # the largest share of a photo's regions that are hidden, drawn photo by photo
     shallow_exit_weight: float = 0.0  # backbone, self_critical: of one sampled exit m < N, read as h_m
     lambda_: float = 0.5  # exits: equation 11
     distillation: float = 0.0  # exits: weight of the KL divergence from the final exit, which it does not move
@@ -165,6 +170,16 @@ def read_settings(path: Path) -> TrainSettings:
             raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
         if built.quantised_extractor and built.tune_trunk_from >= 0:
             raise ValueError(f"{path}, stage {number}: a quantised extractor cannot be tuned")
+        if not 0 < built.smallest_window <= 1 or not 0 <= built.hidden_regions < 1:
+            raise ValueError(
+                f"{path}, stage {number}: smallest_window must be above 0 and at most 1, hidden_regions 0 to below 1"
+            )
+        if (built.cell_classes or built.smallest_window < 1) and built.tune_trunk_from < 0:
+            raise ValueError(f"{path}, stage {number}: cell_classes and smallest_window are for a trunk that learns")
+        if built.cell_class_photos and not built.cell_classes:
+            raise ValueError(f"{path}, stage {number}: cell_class_photos are for cell_classes")
+        if built.kind == "self_critical" and built.cell_classes:
+            raise ValueError(f"{path}, stage {number}: a self-critical stage teaches no cell_classes")
         if built.patience < 1 or built.epochs < 1:
             raise ValueError(f"{path}, stage {number}: patience and epochs must be 1 or more")
         stages.append(built)
@@ -185,6 +200,8 @@ def read_settings(path: Path) -> TrainSettings:
             raw["exit_policy"] = ExitPolicy.from_json(policy)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, [exit_policy]: {error}") from error
+    if any(stage.cell_classes for stage in stages) and not data.boxes:
+        raise ValueError(f"{path}, [data]: cell_classes need boxes")
     for name in ("starts_from_bundle", "extractor_of_bundle"):
         if raw.get(name):
             _check_seen_through_bundle(path, name, raw, data, stages)

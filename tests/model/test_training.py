@@ -1017,7 +1017,8 @@ def test_region_files_leave_no_trunk_to_tune(data: Path, tmp_path: Path) -> None
 
 
 def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From photos: kept features, the upper trunk tuned, the model's own captions, int8 regions, a bundle."""
+    """From photos: kept features, the upper trunk tuned on parts of photos, also to tell what is in boxes, the model's
+    own captions, int8 regions, a bundle."""
     monkeypatch.setattr(loop, "imagenet_trunk", lambda: Trunk().eval())
     data, work = tmp_path / "data", tmp_path / "work"
     (data / "photos").mkdir(parents=True)
@@ -1028,7 +1029,11 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         (draw.ellipse if shape == 0 else draw.rectangle)((40, 40, 180, 180), fill=COLOURS[colour])
         image.save(data / "photos" / name)
     text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
-    text = text.replace("shallow_exit_weight = 0.4", "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2")
+    boxes = {f"photos/{name}": [[0.2, 0.2, 0.8, 0.8, shape, 0.9]] for name, _, shape in drawn[1:]}
+    (data / "boxes.json").write_text(json.dumps({"classes": SHAPES, "boxes": boxes}))
+    text = text.replace("[data]", '[data]\nboxes = "boxes.json"')
+    tuned = "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2\nsmallest_window = 0.7\ncell_classes = 0.5"
+    text = text.replace("shallow_exit_weight = 0.4", f"{tuned}\nhidden_regions = 0.3")
     text = text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):

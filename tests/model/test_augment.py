@@ -1,0 +1,154 @@
+"""What batches are changed by, and what the trunk's cells are asked: held to hand-worked cases and slow oracles."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from model.training.augment import draw_windows, hide_regions, zoom, zoom_boxes
+from model.training.cell_classes import CellClasses, Part, cell_targets
+from model.training.features import FLIPPED, FULL
+from model.training.given_boxes import GivenBoxes, in_window
+from model.training.settings import read_settings
+
+WHOLE = np.array([0.0, 0.0, 1.0, 1.0])
+
+
+def test_windows_are_within_the_photo_and_no_smaller_than_told() -> None:
+    windows = draw_windows(500, 0.7, np.random.default_rng(0))
+    size = windows[:, 2:] - windows[:, :2]
+    assert (windows >= 0).all()
+    assert (windows <= 1).all()
+    assert 0.7 <= size.min() < 0.72
+    assert 0.98 < size.max() <= 1
+    assert draw_windows(3, 1.0, np.random.default_rng(0)) == pytest.approx(np.tile(WHOLE, (3, 1)))
+
+
+def test_zooming_into_all_of_a_map_changes_nothing() -> None:
+    features = torch.randn(2, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(zoom(features, np.tile(WHOLE, (2, 1))), features, atol=1e-5)
+
+
+def test_a_window_is_read_between_the_cells_where_it_lies() -> None:
+    """A map that says its own coordinates: cell centres at 1/8, 3/8, 5/8, 7/8 of each axis."""
+    centres = (torch.arange(4) + 0.5) / 4
+    features = torch.stack((centres.expand(4, 4), centres[:, None].expand(4, 4)))[None]  # x, y
+    window = np.array([[0.25, 0.5, 0.75, 0.9]])
+    x, y = zoom(features, window)[0]
+    assert torch.allclose(x, (0.25 + 0.5 * centres).expand(4, 4), atol=1e-6)
+    # Beyond the outermost centres, at 7/8, there is nothing to read between.
+    assert torch.allclose(y, (0.5 + 0.4 * centres).clamp(max=0.875)[:, None].expand(4, 4), atol=1e-6)
+
+
+def test_boxes_go_with_the_window() -> None:
+    window = np.array([0.5, 0.0, 1.0, 0.8])
+    assert zoom_boxes(np.array([[0.5, 0.2, 0.75, 0.4], [0.0, 0.0, 0.5, 0.8]]), window) == pytest.approx(
+        np.array([[0.0, 0.25, 0.5, 0.5], [-1.0, 0.0, 0.0, 1.0]])
+    )
+    rows = np.array([[0.5, 0.2, 0.75, 0.4, 7, 0.9], [0.0, 0.0, 0.6, 0.8, 3, 0.8], [0.3, 0.0, 0.9, 0.8, 2, 0.7]])
+    # The second is out of sight but for a sixth; of the third two thirds are left.
+    assert in_window(rows, window) == pytest.approx(np.array([[0, 0.25, 0.5, 0.5, 7, 0.9], [0, 0, 0.8, 1, 2, 0.7]]))
+
+
+def test_a_share_of_the_regions_is_hidden_and_never_all() -> None:
+    random = np.random.default_rng(0)
+    mask = hide_regions(None, 2000, 81, 0.6, random)
+    hidden = 1 - mask.float().mean(1)
+    assert 0.28 < float(hidden.mean()) < 0.32  # half of 0.6
+    assert 0.5 < float(hidden.max()) < 0.8
+    there = torch.rand(400, 3, generator=torch.Generator().manual_seed(0)) < 0.5
+    there[:, 0] |= ~there.any(1)
+    kept = hide_regions(there, 400, 3, 0.95, random)
+    assert not (kept & ~there).any()
+    assert kept.any(1).all()
+    assert kept.sum() < there.sum()
+
+
+def test_a_cell_shows_the_boxes_that_its_centre_is_in() -> None:
+    boxes = np.array(
+        [[0.0, 0.0, 0.55, 0.3, 1, 0.9], [0.0, 0.0, 0.3, 0.3, 1, 0.5], [0.7, 0.7, 0.72, 0.72, 0, 0.4]], np.float32
+    )
+    told = cell_targets([boxes, boxes[:0]], 3, 2).reshape(2, 3, 3, 2)
+    assert told[0, :, :, 1].tolist() == [[pytest.approx(0.9), pytest.approx(0.9), 0], [0, 0, 0], [0, 0, 0]]
+    assert told[0, :, :, 0].tolist() == [[0, 0, 0], [0, 0, 0], [0, 0, pytest.approx(0.4)]]  # too small for any centre
+    assert not told[1].any()
+
+
+def test_cells_of_many_boxes_are_those_of_the_slow_way() -> None:
+    random = np.random.default_rng(1)
+    corners = np.sort(random.random((200, 2, 2)), 1).reshape(200, 4)  # x0, y0, x1, y1
+    rows = np.concatenate((corners, random.integers(4, size=(200, 1)), random.random((200, 1))), 1).astype(np.float32)
+    expected = np.zeros((9, 9, 4), np.float32)
+    for x0, y0, x1, y1, number, score in rows:
+        inside = [
+            (row, column)
+            for row in range(9)
+            for column in range(9)
+            if x0 <= (column + 0.5) / 9 <= x1 and y0 <= (row + 0.5) / 9 <= y1
+        ]
+        if inside:
+            for row, column in inside:
+                expected[row, column, int(number)] = max(expected[row, column, int(number)], score)
+        else:
+            rows_of, columns_of = _reached(y0, y1), _reached(x0, x1)
+            for row in rows_of:
+                for column in columns_of:
+                    expected[row, column, int(number)] = max(expected[row, column, int(number)], score)
+    assert np.array_equal(cell_targets([rows], 9, 4)[0].numpy().reshape(9, 9, 4), expected)
+
+
+def _reached(low: float, high: float) -> list[int]:
+    """Cells along one axis whose centres are between, else the one that the middle is in."""
+    return [cell for cell in range(9) if low <= (cell + 0.5) / 9 <= high] or [int((low + high) / 2 * 9)]
+
+
+def test_cells_learn_from_the_view_and_window_that_were_seen() -> None:
+    given = GivenBoxes(("cat", "dog"), {"a.jpg": np.array([[0.0, 0.0, 0.5, 1.0, 1, 1.0]], np.float32)})
+    lessons = CellClasses(given, 3)
+    features = torch.randn(3, 4, 3, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    whole = Part("a.jpg", FULL, 0, WHOLE)
+    mirrored = Part("a.jpg", FLIPPED, 0, WHOLE)
+    unknown = Part("b.jpg", FULL, 0, WHOLE)
+    logits = lessons.classifier(features).detach()
+    chances = logits.sigmoid()
+    dog = torch.tensor([[1.0, 0, 1, 0], [0, 1, 0, 1]])  # cells row by row: left half, and right half where mirrored
+    expected = -(1 - chances[:2, :, 0]).log()
+    expected = expected - dog * chances[:2, :, 1].log() - (1 - dog) * (1 - chances[:2, :, 1]).log()
+    loss = lessons.loss(features, [whole, mirrored, unknown])
+    assert loss.item() == pytest.approx(expected.mean().item(), rel=1e-4)
+    loss.backward()
+    assert features.grad is not None
+    assert features.grad[:2].abs().sum() > 0
+    assert not features.grad[2].any()
+    zoomed = lessons.loss(features[:1], [Part("a.jpg", FULL, 0, np.array([0.5, 0.0, 1.0, 1.0]))])
+    assert zoomed.item() == pytest.approx(-(1 - chances[0]).log().sum(-1).mean().item(), rel=1e-4)  # no dog in sight
+    assert lessons.loss(features, [unknown] * 3).item() == 0
+
+
+@pytest.mark.parametrize(
+    ("setting", "told"),
+    [
+        ("smallest_window = 0.0\ntune_trunk_from = 0", "above 0"),
+        ("hidden_regions = 1.0", "hidden_regions"),
+        ("smallest_window = 0.5", "a trunk that learns"),
+        ("cell_classes = 1.0", "a trunk that learns"),
+        ("cell_class_photos = 2\ntune_trunk_from = 0", "for cell_classes"),
+        ("cell_classes = 1.0\ntune_trunk_from = 0", "need boxes"),
+    ],
+)
+def test_settings_that_do_not_go_together_are_refused(tmp_path: Path, setting: str, told: str) -> None:
+    path = tmp_path / "own.toml"
+    stage = f'[[stage]]\nname = "words"\nkind = "backbone"\nepochs = 1\nlearning_rate = 1e-3\n{setting}\n'
+    path.write_text(f'name = "own"\nseed = 0\n[data]\ncaptions = "c.json"\nphotos = "p"\n{stage}')
+    with pytest.raises(ValueError, match=told):
+        read_settings(path)
+
+
+def test_untrained_cells_say_that_little_is_there() -> None:
+    lessons = CellClasses(GivenBoxes(("cat",), {}), 5)
+    assert lessons.classifier(torch.zeros(5)).sigmoid().item() == pytest.approx(0.01)
+    assert math.isfinite(lessons.classifier.weight.std().item())
