@@ -163,13 +163,16 @@ def read_rows(folder: Path) -> list[ResultRow]:
 
 
 def comparisons(rows: Iterable[ResultRow]) -> dict[str, list[ResultRow]]:
-    """Rows that may stand in one table: of one budget, on the same photos. The largest sets of photos come first."""
-    groups: dict[tuple[int, str, str], list[ResultRow]] = {}
+    """Rows that may stand in one table: of one budget, on the same photos, seen through the same bundle's extractor
+    where a bundle's it was. The largest sets of photos come first."""
+    groups: dict[tuple[int, str, str, str], list[ResultRow]] = {}
     for row in rows:
-        groups.setdefault((-row.data["photos"], row.budget, row.data["names"]), []).append(row)
+        extractor = row.configuration.get("extractor", "")
+        groups.setdefault((-row.data["photos"], row.budget, row.data["names"], extractor), []).append(row)
     named: dict[str, list[ResultRow]] = {}
-    for (photos, budget, digest), group in sorted(groups.items()):
+    for (photos, budget, digest, extractor), group in sorted(groups.items()):
         data = group[0].data
-        name = f"{budget}, {data['captions']} {data['split']}, {-photos:,} photos"
+        seen = f", seen by extractor {extractor}" if extractor else ""
+        name = f"{budget}, {data['captions']} {data['split']}, {-photos:,} photos{seen}"
         named[name if name not in named else f"{name} ({digest})"] = group
     return named

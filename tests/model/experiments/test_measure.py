@@ -202,6 +202,10 @@ def test_rows_are_read_as_written(rows: list[ResultRow], tmp_path: Path) -> None
     assert len(group) == len(rows)
     other = dataclasses.replace(rows[0], budget="other")
     assert [len(group) for group in comparisons([*rows, other]).values()] == [1, len(rows)]
+    seen = dataclasses.replace(rows[0], configuration={**rows[0].configuration, "extractor": "e5e5"})
+    apart = comparisons([*rows, seen])
+    assert [len(group) for group in apart.values()] == [len(rows), 1]
+    assert [name.endswith("extractor e5e5") for name in apart] == [False, True]
 
 
 def test_the_key_is_of_what_decides_the_result(rows: list[ResultRow]) -> None:
