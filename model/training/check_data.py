@@ -17,6 +17,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.training.data import Photo, coco_photos, is_coco
 from model.training.from_bundle import read_start, with_new_words
+from model.training.given_boxes import read_boxes
 from model.training.photos import SUFFIXES
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import RegionStore, open_regions
@@ -56,7 +57,25 @@ def check_data(settings: TrainSettings, data: Path, quick: bool = False) -> Data
             _photos(data / told.extra_photos, [photo.name for photo in extra], report, quick)
         if told.unlabelled_photos:
             _photos(data / told.unlabelled_photos, None, report, quick)
+    if told.boxes:
+        _boxes(data / told.boxes, [photo.name for photo in (*wanted, *extra)], report)
     return report
+
+
+def _boxes(path: Path, names: Sequence[str], report: DataReport) -> None:
+    """Not every photo needs boxes, but a file with those of none is another data set's."""
+    try:
+        given = read_boxes(path)
+    except FileNotFoundError:
+        report.problems.append(f"{path}: not there")
+        return
+    except (OSError, ValueError) as error:
+        report.problems.append(str(error))
+        return
+    known = sum(name in given.of for name in names)
+    if names and not known:
+        report.problems.append(f"{path}: boxes of none of these photos")
+    report.facts.update(photos_with_boxes=known)
 
 
 # Captions ----------------------------------------------------------------------------------------------------------

@@ -40,8 +40,9 @@ def entry(name: str, split: str = "train", *captions: str) -> dict[str, Any]:
 def check(command: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[int, list[str]]]:
     """`check(*options)` -> exit code and the problems; of the folder `data`, with photos or, if asked, features."""
 
-    def run(*options: str, features: str = "") -> tuple[int, list[str]]:
+    def run(*options: str, features: str = "", boxes: str = "") -> tuple[int, list[str]]:
         told = f'region_features = "{features}"' if features else ""
+        told += f'\nboxes = "{boxes}"' if boxes else ""
         (tmp_path / "config.toml").write_text(CONFIG.format(features=told))
         done = command("check-data", "--config", tmp_path / "config.toml", "--data", tmp_path / "data", *options)
         lines = done.stdout.splitlines()
@@ -142,6 +143,20 @@ def test_features_are_looked_into(check: Any, data: Path) -> None:
     ):
         assert sum(told in problem for problem in problems) == 1, told
     assert len(problems) == 5
+
+
+def test_boxes_are_looked_into(check: Any, data: Path) -> None:
+    def problems_of(names: dict[str, Any]) -> list[str]:
+        (data / "boxes.json").write_text(json.dumps({"classes": ["dog"], "boxes": names}))
+        _, problems = check(boxes="boxes.json")
+        return problems
+
+    one = [[0.1, 0.1, 0.5, 0.5, 0, 0.9]]
+    assert problems_of({"photos/a.jpg": one, "elsewhere/z.jpg": one}) == []
+    assert "of none of these photos" in problems_of({"elsewhere/z.jpg": one})[0]
+    assert "of no class from 0 to 0" in problems_of({"photos/a.jpg": [[0.1, 0.1, 0.5, 0.5, 1, 0.9]]})[0]
+    (data / "boxes.json").unlink()
+    assert check(boxes="boxes.json") == (1, [f"{data / 'boxes.json'}: not there"])
 
 
 def test_what_is_not_there_at_all(check: Any, data: Path, tmp_path: Path) -> None:
