@@ -7,6 +7,9 @@ from typing import NamedTuple
 
 import numpy as np
 
+# Student's t at 97.5%, by degrees of freedom from 1 on (any table of it); beyond, the last is a little too wide.
+T_975 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
 
 class Interval(NamedTuple):
     """A mean, or a difference of means, in the unit of the values, with the ends of its interval."""
@@ -57,3 +60,16 @@ def paired_bootstrap(
     if first.shape != second.shape:
         raise ValueError(f"scores of the same images are needed, not {first.shape} and {second.shape}")
     return mean_interval(first - second, samples, seed, confidence)
+
+
+def seeds_interval(values: Sequence[float]) -> Interval:
+    """Mean of one value per seed, with its 95% interval by Student's t: what another set of seeds might have given.
+
+    Raises `ValueError` for fewer than two seeds, which tell nothing of others.
+    """
+    array = np.asarray(values, np.float64)
+    if array.ndim != 1 or len(array) < 2 or not np.isfinite(array).all():
+        raise ValueError("an interval over seeds needs one finite number of each, and at least two seeds")
+    mean = float(array.mean())
+    half = T_975[min(len(array) - 2, len(T_975) - 1)] * float(array.std(ddof=1)) / len(array) ** 0.5
+    return Interval(mean, mean - half, mean + half)

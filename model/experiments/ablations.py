@@ -28,7 +28,7 @@ def ablations(rows: Sequence[ResultRow]) -> Result:
             continue
         name, old, new = changed
         gaps = [difference([(row, base)], speedup, layers) for speedup in SPEEDUPS]
-        cells = [None if gap is None else interval(*gap, signed=True) for gap in gaps]
+        cells = [None if gap is None else interval(*gap.photos, signed=True) for gap in gaps]
         lines.append([f"{name} {_told(new)} ({_told(old)})", interval(*mean_interval(row.points[0].cider)), *cells])
     columns = ["Changed", "CIDEr-D (95%), full depth", *(f"less unchanged, x{speedup:g}" for speedup in SPEEDUPS)]
     note = (

@@ -52,7 +52,7 @@ def policies(rows: Sequence[ResultRow]) -> Result:
                 lines.append(
                     [row.system, ", ".join(map(str, row.policy["tested"])), row.policy["skipped"], point.speedup,
                      point.executed_speedup, interval(*mean_interval(point.cider)), interval(*full, signed=True),
-                     interval(*gap, signed=True) if gap else None]
+                     interval(*gap.photos, signed=True) if gap else None]
                 )  # fmt: skip
     columns = [
         "Run", "Tested layers", "Skipped states", "SpeedUp", "executed", "CIDEr-D (95%)", "less its full depth's",

@@ -3,13 +3,48 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
 
-from model.evaluation.intervals import Interval, paired_bootstrap
+from model.evaluation.intervals import Interval, mean_interval, seeds_interval
 from model.evaluation.result_rows import Point, ResultRow, configuration_key
 from model.exits import ExitPolicy
+from model.experiments.result import interval
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A difference of two systems: over photos, of which each has the mean of its seeds, and over seeds."""
+
+    photos: Interval
+    each: tuple[float, ...]  # the mean over photos with each seed
+    seeds: Interval | None  # None: of one seed, so that nothing is known of others
+
+    @classmethod
+    def of(cls, found: Sequence[np.ndarray]) -> Difference:
+        """`found`: of each seed the difference on each photo, `(photos,)`."""
+        each = tuple(float(one.mean()) for one in found)
+        return cls(mean_interval(np.mean(found, axis=0)), each, seeds_interval(each) if len(each) > 1 else None)
+
+    def told(self) -> str:
+        """`+2.5 [+1.7, +3.5], over 3 seeds [-0.5, +5.6] (+1.4, +3.8, +2.4)`: the first interval is over photos."""
+        if self.seeds is None:
+            return f"{interval(*self.photos, signed=True)}, one seed"
+        one_by_one = ", ".join(f"{one:+.1f}" for one in self.each)
+        over_seeds = f"over {len(self.each)} seeds [{self.seeds.low:+.1f}, {self.seeds.high:+.1f}] ({one_by_one})"
+        return f"{interval(*self.photos, signed=True)}, {over_seeds}"
+
+    def verdict(self, above: str, below: str) -> str:
+        """`above` or `below` where every interval that there is excludes 0."""
+        intervals = [self.photos] if self.seeds is None else [self.photos, self.seeds]
+        if all(one.low > 0 for one in intervals):
+            return above
+        if all(one.high < 0 for one in intervals):
+            return below
+        return "no difference shown at 95%"
+
 
 NEAR = 0.03  # a measured point stands for a SpeedUp that it is this near to
 
@@ -77,27 +112,25 @@ def same_but_seed(row: ResultRow) -> str:
 
 def by_seed(rows: Sequence[ResultRow], row: ResultRow, other: ResultRow) -> list[tuple[ResultRow, ResultRow]]:
     """Runs of the systems that two rows are of, a pair for each seed that both have; else these two."""
-    runs = [
-        {one.configuration.get("seed"): one for one in rows if same_but_seed(one) == same_but_seed(system)}
-        for system in (row, other)
-    ]
-    return [(run, runs[1][seed]) for seed, run in sorted(runs[0].items(), key=str) if seed in runs[1]] or [(row, other)]
+    runs = []
+    for system in (row, other):
+        told = same_but_seed(system)
+        runs.append({one.configuration.get("seed"): one for one in rows if same_but_seed(one) == told})
+    both = sorted(seed for seed in runs[0] if seed is not None and seed in runs[1])
+    return [(runs[0][seed], runs[1][seed]) for seed in both] or [(row, other)]
 
 
-def mean_cider_at(rows: Sequence[ResultRow], speedup: float, layers: int) -> np.ndarray | None:
-    """CIDEr-D x 100 of each photo at a SpeedUp against `layers` layers, the mean of several runs.
-
-    None where one of them does not reach so far.
-    """
-    found = [cider_at(row, speedup * row.layers / layers) for row in rows]
-    reached = [cider for cider in found if cider is not None]
-    return np.mean(reached, axis=0) if len(reached) == len(found) else None
+def against_all(row: ResultRow, speedup: float, layers: int) -> np.ndarray | None:
+    """`cider_at` a SpeedUp against `layers` layers, of which the row's own decoder may have fewer."""
+    return cider_at(row, speedup * row.layers / layers)
 
 
-def difference(pairs: Sequence[tuple[ResultRow, ResultRow]], speedup: float, layers: int) -> Interval | None:
-    """CIDEr-D of the first less that of the second, both at a SpeedUp against `layers` layers, paired over photos.
-
-    Of several pairs (seeds) each photo has its mean, so that the interval is over photos alone.
-    """
-    ours, theirs = (mean_cider_at(side, speedup, layers) for side in zip(*pairs, strict=True))
-    return None if ours is None or theirs is None else paired_bootstrap(ours, theirs)
+def difference(pairs: Sequence[tuple[ResultRow, ResultRow]], speedup: float, layers: int) -> Difference | None:
+    """CIDEr-D of the first less that of the second, both at a SpeedUp against `layers` layers, a pair for each seed."""
+    found = []
+    for pair in pairs:
+        ours, theirs = (against_all(row, speedup, layers) for row in pair)
+        if ours is None or theirs is None:
+            return None
+        found.append(ours - theirs)
+    return Difference.of(found)

@@ -7,10 +7,10 @@ from collections.abc import Sequence
 import numpy as np
 
 from model.config import FUSIONS
-from model.evaluation.intervals import Interval, mean_interval, paired_bootstrap
+from model.evaluation.intervals import mean_interval, paired_bootstrap
 from model.evaluation.result_rows import Point, ResultRow
 from model.experiments.result import Cell, Result, Table, interval
-from model.experiments.select import by_kind, by_seed, deepest, difference, mean_cider_at, near
+from model.experiments.select import Difference, against_all, by_kind, by_seed, deepest, difference, near
 
 TARGET = 4.0  # the SpeedUp of tables 1 and 4
 SCORES = ("B-1", "B-4", "METEOR", "ROUGE-L", "CIDEr-D (95%)", "SPICE")
@@ -76,12 +76,10 @@ def table3(rows: Sequence[ResultRow]) -> Result:
     notes = [TOKENS, "FCS and AUROC x 100, teacher-forced, of the confidence at the exit that each token takes."]
     if all(name in found for name in names):
         for speedup in (2.0, 4.0):
-            pairs = by_seed(rows, found[names[0]], found[names[1]])
-            gap = difference(pairs, speedup, layers)
+            gap = difference(by_seed(rows, found[names[0]], found[names[1]]), speedup, layers)
             if gap:
-                each = [difference([pair], speedup, layers) for pair in pairs]
-                verdict = _verdict(gap, "as in the paper", "the other way round than in the paper")
-                notes.append(f"With less without at x{speedup:g}, paired: CIDEr-D {_told(gap, each)}; {verdict}.")
+                verdict = gap.verdict("as in the paper", "the other way round than in the paper")
+                notes.append(f"With less without at x{speedup:g}, paired: CIDEr-D {gap.told()}; {verdict}.")
     columns = ["Method", "FCS", "AUROC", "B-4", "CIDEr-D (95%)", "SpeedUp"]
     return Result("Table 3: deep information", Table(columns, lines), notes=notes, missing=_missing(names, found))
 
@@ -98,9 +96,10 @@ def table4(rows: Sequence[ResultRow]) -> Result:
         if row is None or point is None:
             continue
         gap = difference([(row, best)], TARGET, layers) if best and row is not best else None
-        lines.append([name, *score_cells(point), interval(*gap, signed=True) if gap else None, point.speedup])
+        lines.append([name, *score_cells(point), interval(*gap.photos, signed=True) if gap else None, point.speedup])
     columns = ["Fusion", *SCORES, "CIDEr-D less concatenation's", "SpeedUp"]
-    return Result("Table 4: fusion", Table(columns, lines), notes=[TOKENS], missing=_missing(names, found))
+    notes = [TOKENS, "One seed of each; how far seeds are apart is shown below where there are several."]
+    return Result("Table 4: fusion", Table(columns, lines), notes=notes, missing=_missing(names, found))
 
 
 def verdicts(rows: Sequence[ResultRow]) -> list[str]:
@@ -116,13 +115,11 @@ def verdicts(rows: Sequence[ResultRow]) -> list[str]:
             continue
         fixed = layers / row.layers
         for speedup in [fixed] if row.model["exits"] == "final" else [2.0, 3.0, 4.0]:
-            pairs = by_seed(rows, ours, row)
-            gap = difference(pairs, speedup, layers)
+            gap = difference(by_seed(rows, ours, row), speedup, layers)
             if gap:
-                each = [difference([pair], speedup, layers) for pair in pairs]
                 told.append(
-                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: CIDEr-D {_told(gap, each)}; "
-                    f"{_verdict(gap, 'DeeCap wins', f'{name} wins')}{_longer(ours, row, name)}."
+                    f"At a SpeedUp of {speedup:.3g}, DeeCap less {name}: CIDEr-D {gap.told()}; "
+                    f"{gap.verdict('DeeCap wins', f'{name} wins')}{_longer(ours, row, name)}."
                 )
     early = found.get("TF-EE")
     return told if early is None else told + losses(by_seed(rows, ours, early), layers)
@@ -133,39 +130,23 @@ def losses(pairs: Sequence[tuple[ResultRow, ResultRow]], layers: int) -> list[st
     much."""
     told = []
     for speedup in (2.0, 3.0, 4.0):
-        lost = _lost(pairs, speedup, layers)
-        if lost:
-            gap = _excess(lost)
-            each = [_excess(one) for pair in pairs if (one := _lost([pair], speedup, layers))]
+        found = [(_lost(ours, speedup, layers), _lost(theirs, speedup, layers)) for ours, theirs in pairs]
+        lost = [(mine, early) for mine, early in found if mine is not None and early is not None]
+        if len(lost) == len(pairs):
+            gap = Difference.of([early - 2 * mine for mine, early in lost])
+            mine, early = (float(np.mean(side)) for side in zip(*lost, strict=True))
             told.append(
-                f"Going to a SpeedUp of {speedup:g}, DeeCap loses {lost[0].mean():.1f} of its CIDEr-D at full depth "
-                f"and TF-EE {lost[1].mean():.1f}; the latter less twice the former: {_told(gap, each)}, "
-                f"{_verdict(gap, 'more than twice as much', 'less than twice as much')}."
+                f"Going to a SpeedUp of {speedup:g}, DeeCap loses {mine:.1f} of its CIDEr-D at full depth and TF-EE "
+                f"{early:.1f}; the latter less twice the former: {gap.told()}; "
+                f"{gap.verdict('more than twice as much', 'less than twice as much')}."
             )
     return told
 
 
-def _lost(
-    pairs: Sequence[tuple[ResultRow, ResultRow]], speedup: float, layers: int
-) -> tuple[np.ndarray, np.ndarray] | None:
-    """CIDEr-D x 100 of each photo at full depth less that at a SpeedUp, of either side, the mean over pairs."""
-    found = []
-    for side in zip(*pairs, strict=True):
-        full, fast = (mean_cider_at(side, one, layers) for one in (1.0, speedup))
-        if full is None or fast is None:
-            return None
-        found.append(full - fast)
-    return found[0], found[1]
-
-
-def _excess(lost: tuple[np.ndarray, np.ndarray]) -> Interval:
-    return paired_bootstrap(lost[1], 2 * lost[0])
-
-
-def _told(gap: Interval, each: Sequence[Interval | None]) -> str:
-    """A difference, and where it is of several seeds what it is with each."""
-    one_by_one = ", ".join(f"{one.estimate:+.1f}" for one in each if one)
-    return interval(*gap, signed=True) + (f" over {len(each)} seeds ({one_by_one})" if len(each) > 1 else "")
+def _lost(row: ResultRow, speedup: float, layers: int) -> np.ndarray | None:
+    """CIDEr-D x 100 of each photo at full depth less that at a SpeedUp."""
+    full, fast = (against_all(row, one, layers) for one in (1.0, speedup))
+    return None if full is None or fast is None else full - fast
 
 
 def epochs(row: ResultRow) -> int:
@@ -177,10 +158,6 @@ def _longer(ours: ResultRow, row: ResultRow, name: str) -> str:
     """A clause for those that learned for other numbers of epochs than ours."""
     mine, theirs = epochs(ours), epochs(row)
     return "" if mine == theirs else f" ({name} learned for {theirs} epochs, DeeCap for {mine})"
-
-
-def _verdict(gap: Interval, above: str, below: str) -> str:
-    return above if gap.low > 0 else below if gap.high < 0 else "no difference shown at 95%"
 
 
 def _missing(wanted: Sequence[str], found: dict[str, ResultRow]) -> list[str]:

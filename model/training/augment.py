@@ -35,15 +35,11 @@ def zoom_boxes(boxes: np.ndarray, window: np.ndarray) -> np.ndarray:
     return ((boxes - start) / size).astype(np.float32)
 
 
-def hide_regions(mask: Tensor | None, photos: int, regions: int, most: float, random: np.random.Generator) -> Tensor:
-    """The mask `(photos, regions)` with a share of each photo's regions hidden: drawn evenly from 0 to `most`.
+def hide_regions(mask: Tensor, most: float, random: np.random.Generator) -> Tensor:
+    """The mask `(B, R)`, True where a region is, with a share of each photo's hidden: drawn evenly from 0 to `most`.
 
-    One region of each photo stays, whatever is drawn.
+    A photo of which no region would stay keeps all.
     """
-    rates = random.random((photos, 1)) * most
-    kept = torch.from_numpy(random.random((photos, regions)) >= rates)
-    there = torch.ones_like(kept) if mask is None else mask.cpu()
-    kept &= there
-    none_left = ~kept.any(1)
-    kept[none_left] = there[none_left]
-    return kept if mask is None else kept.to(mask.device)
+    rates = random.random((len(mask), 1)) * most
+    kept = mask & torch.from_numpy(random.random(mask.shape) >= rates).to(mask.device)
+    return torch.where(kept.any(1, keepdim=True), kept, mask)

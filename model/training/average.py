@@ -35,6 +35,9 @@ class WeightAverage:
         return {"steps": self.steps, "values": self.values}
 
     def load_state_dict(self, state: dict[str, object]) -> None:
+        """Raises `ValueError` for an average of other modules."""
+        if set(state["values"]) != set(self.values):  # type: ignore[call-overload]
+            raise ValueError(f"the average is of {sorted(state['values'])}, not {sorted(self.values)}")  # type: ignore[call-overload]
         self.steps = int(state["steps"])  # type: ignore[call-overload]
         for name, values in state["values"].items():  # type: ignore[attr-defined]
             for key, value in values.items():

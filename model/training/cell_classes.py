@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from model.training.given_boxes import GivenBoxes, in_view, in_window
+from model.training.augment import zoom_boxes
+from model.training.features import view_boxes
+from model.training.given_boxes import GivenBoxes
 
 RARE = 0.01  # chance that an untrained classifier gives a class, so that its first lessons are of what is there
 
 
 @dataclass(frozen=True)
-class Part:
-    """A part of a photo, as the trunk saw it."""
+class SeenPart:
+    """The part of a photo that the trunk saw."""
 
     name: str  # of the photo
     view: int
@@ -41,7 +43,7 @@ class CellClasses(nn.Module):
         nn.init.normal_(self.classifier.weight, std=0.01)
         nn.init.constant_(self.classifier.bias, math.log(RARE / (1 - RARE)))
 
-    def loss(self, features: Tensor, parts: Sequence[Part]) -> Tensor:
+    def loss(self, features: Tensor, parts: Sequence[SeenPart]) -> Tensor:
         """Of cells `(B, cells, width)` of B parts: mean over cells of the classes' summed cross-entropies, in nats.
 
         Parts of photos without given boxes are left out; 0 where all are.
@@ -49,18 +51,28 @@ class CellClasses(nn.Module):
         known = [place for place, part in enumerate(parts) if part.name in self.given.of]
         if not known:
             return features.new_zeros(())
-        boxes = [in_window(in_view(self.given.of[p.name], p.view, p.seed), p.window) for p in (parts[k] for k in known)]
+        boxes = [boxes_in(parts[place], self.given.of[parts[place].name]) for place in known]
         side = math.isqrt(features.shape[1])
         targets = cell_targets(boxes, side, len(self.given.classes)).to(features.device)
         logits = self.classifier(features[known]).float()
         return F.binary_cross_entropy_with_logits(logits, targets, reduction="none").sum(-1).mean()
 
 
+def boxes_in(part: SeenPart, rows: np.ndarray) -> np.ndarray:
+    """Boxes `(G, 6)` of the photo -> those that the part shows any of, as far as it does, relative to it.
+
+    However little is left of a box: of what it holds, the cells that are left show as much as before.
+    """
+    seen = zoom_boxes(view_boxes(rows[:, :4], part.view, part.seed), part.window).clip(0.0, 1.0)
+    there = (seen[:, 2:] > seen[:, :2]).all(1)
+    return np.concatenate((seen, rows[:, 4:]), 1)[there]
+
+
 def cell_targets(photos: Sequence[np.ndarray], side: int, classes: int) -> Tensor:
     """Boxes of B photos, each `(G, 6)` of x0, y0, x1, y1, class and score -> `(B, side * side, classes)`, 0 to 1.
 
-    A cell shows a class as surely as the surest of its boxes that the cell's centre is in; a box that no centre is in
-    counts for the cell that has its own.
+    A cell shows a class as surely as the surest of its boxes that the cell's centre is in. Along an axis on which a box
+    is between two centres, it counts for the cell that its middle is in.
     """
     targets = np.zeros((len(photos), side, side, classes), np.float32)
     for photo, rows in zip(targets, photos, strict=True):

@@ -7,6 +7,7 @@ import json
 import tarfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -17,8 +18,8 @@ from PIL import Image, UnidentifiedImageError
 
 from model.training.data import Photo, coco_photos, is_coco
 from model.training.from_bundle import read_start, with_new_words
-from model.training.given_boxes import read_boxes
-from model.training.photos import SUFFIXES
+from model.training.given_boxes import boxes_of_some, read_boxes
+from model.training.photos import SUFFIXES, photo_names
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import RegionStore, open_regions
 from model.training.settings import TrainSettings
@@ -58,12 +59,12 @@ def check_data(settings: TrainSettings, data: Path, quick: bool = False) -> Data
         if told.unlabelled_photos:
             _photos(data / told.unlabelled_photos, None, report, quick)
     if told.boxes:
-        _boxes(data / told.boxes, [photo.name for photo in (*wanted, *extra)], report)
+        _boxes(settings, data, [*wanted, *extra], report)
     return report
 
 
-def _boxes(path: Path, names: Sequence[str], report: DataReport) -> None:
-    """Not every photo needs boxes, but a file with those of none is another data set's."""
+def _boxes(settings: TrainSettings, data: Path, photos: Sequence[Photo], report: DataReport) -> None:
+    path = data / settings.data.boxes
     try:
         given = read_boxes(path)
     except FileNotFoundError:
@@ -72,10 +73,18 @@ def _boxes(path: Path, names: Sequence[str], report: DataReport) -> None:
     except (OSError, ValueError) as error:
         report.problems.append(str(error))
         return
-    known = sum(name in given.of for name in names)
-    if names and not known:
-        report.problems.append(f"{path}: boxes of none of these photos")
-    report.facts.update(photos_with_boxes=known)
+    known = boxes_of_some(given, [photo.name for photo in photos if photo.split in ("train", "restval")])
+    if photos and not known:
+        report.problems.append(f"{path}: boxes of none of the photos in the split train")
+    report.facts.update(train_photos_with_boxes=known)
+    wanted = max(stage.cell_class_photos for stage in settings.stages)
+    if wanted and settings.data.unlabelled_photos:
+        with suppress(FileNotFoundError):  # no photos at all are told of where they are looked for
+            more = boxes_of_some(given, photo_names(data / settings.data.unlabelled_photos))
+            if more < wanted:
+                report.problems.append(
+                    f"{path}: boxes of {more} photos without captions, cell_class_photos are {wanted}"
+                )
 
 
 # Captions ----------------------------------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ from tqdm import tqdm
 
 from model.bottom_up.preprocess import INPUT_SIZE, PHOTO_SIZE, normalise
 from model.bottom_up.trunk import Trunk
+from model.training.augment import zoom_boxes
 from model.training.memory_format import channels_last
 from model.training.photos import in_batches, iterate_photos
 from model.training.throughput import machine
@@ -53,9 +54,7 @@ def view_boxes(boxes: np.ndarray, view: int, seed: int) -> np.ndarray:
     """Boxes `(G, 4)` of a photo, relative to it -> relative to its `view_pixels`, of which they may stick out."""
     if view in (CROPPED, CROPPED_FLIPPED):
         (top, left, height, width), _ = _crop(view, seed)
-        start = np.array([left, top, left, top]) / PHOTO_SIZE
-        size = np.array([width, height, width, height]) / PHOTO_SIZE
-        boxes = (boxes - start) / size
+        boxes = zoom_boxes(boxes, np.array([left, top, left + width, top + height]) / PHOTO_SIZE)
     if view in (FLIPPED, CROPPED_FLIPPED):
         boxes = np.stack((1 - boxes[:, 2], boxes[:, 1], 1 - boxes[:, 0], boxes[:, 3]), 1)
     return boxes.astype(np.float32)

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from model.training.augment import zoom_boxes
 from model.training.features import view_boxes
 from model.training.region_loss import Given
 
@@ -41,9 +40,16 @@ def read_boxes(path: Path) -> GivenBoxes:
         numbers = rows[:, 4]
         if not np.isfinite(rows).all() or (rows[:, :4] < 0).any() or (rows[:, [0, 1, 5]] > 1).any():
             raise ValueError(f"{path}: boxes of {name} are not within the photo, or scores not from 0 to 1")
+        if (rows[:, 2:4] <= rows[:, :2]).any():
+            raise ValueError(f"{path}: a box of {name} ends before it begins, or holds nothing")
         if (numbers != numbers.round()).any() or (numbers < 0).any() or (numbers >= len(classes)).any():
             raise ValueError(f"{path}: a box of {name} is of no class from 0 to {len(classes) - 1}")
     return GivenBoxes(classes, of)
+
+
+def boxes_of_some(given: GivenBoxes, names: Iterable[str]) -> int:
+    """Of how many photos there are boxes. Not every photo needs some, but a file of none is another data set's."""
+    return sum(name in given.of for name in names)
 
 
 def pad_boxes(found: Sequence[np.ndarray]) -> Given:
@@ -58,15 +64,7 @@ def pad_boxes(found: Sequence[np.ndarray]) -> Given:
 
 def in_view(rows: np.ndarray, view: int, seed: int) -> np.ndarray:
     """`(G, 6)` of a photo -> those of which enough is seen in its view, as far as they are seen there."""
-    return _seen(rows, view_boxes(rows[:, :4], view, seed))
-
-
-def in_window(rows: np.ndarray, window: np.ndarray) -> np.ndarray:
-    """`(G, 6)` of a photo -> those of which enough is seen in a window `(4,)` of it, as far as they are seen there."""
-    return _seen(rows, zoom_boxes(rows[:, :4], window))
-
-
-def _seen(rows: np.ndarray, whole: np.ndarray) -> np.ndarray:
+    whole = view_boxes(rows[:, :4], view, seed)
     seen = whole.clip(0.0, 1.0)
     areas = [(boxes[:, 2:] - boxes[:, :2]).prod(1) for boxes in (seen, whole)]
     return np.concatenate((seen, rows[:, 4:]), 1)[areas[0] >= SMALLEST_REST * areas[1]]

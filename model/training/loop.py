@@ -27,17 +27,17 @@ from model.bottom_up.trunk import HEAD_WIDTH, Trunk, imagenet_trunk
 from model.bundle import EXTRACTOR
 from model.config import DeeCapConfig
 from model.deecap import DeeCap
-from model.training.augment import draw_windows, hide_regions, zoom
+from model.training.augment import hide_regions
 from model.training.average import WeightAverage
-from model.training.cell_classes import CellClasses, Part
+from model.training.cell_classes import CellClasses
 from model.training.checkpoint import save_whole
 from model.training.data import Photo, epoch_batches, pad_captions, pick_captions, read_captions
 from model.training.features import FULL
 from model.training.from_bundle import KEPT, keep_extractor, network_like, read_start, take_weights, with_new_words
-from model.training.given_boxes import read_boxes
+from model.training.given_boxes import GivenBoxes, boxes_of_some, read_boxes
 from model.training.memory_format import channels_last
 from model.training.objectives import Batch, backbone_loss, exits_loss
-from model.training.optimiser import freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
+from model.training.optimiser import clip_gradients, freeze_layers, is_exit_part, make_optimiser, rate_at, set_rate
 from model.training.own_captions import beam_captions, made_once
 from model.training.photos import iterate_photos, photo_names
 from model.training.regions import (
@@ -54,6 +54,7 @@ from model.training.sampling import sample_captions
 from model.training.self_critical import CiderReward, pad_samples, sacreeos_signature, self_critical_loss
 from model.training.settings import StageSettings, TrainSettings
 from model.training.throughput import count_flops, machine
+from model.training.tuning import TrunkTuning
 from model.training.validation import caption_rows, caption_words, mean_cider
 from model.vocabulary import Vocabulary
 
@@ -94,6 +95,9 @@ class Trainer:
             if self.bundle
             else Vocabulary.build(captions, settings.least_count)
         )
+        given = self._read_boxes(data)
+        self.cell_classes: CellClasses | None = None  # beside the trunk, while that learns
+        self.tuning: TrunkTuning | None = None
         self.trunk: Trunk | None = None
         self.region_head: dict[str, Any] | None = None  # what `deecap train-regions` saved
         self.sources: list[PhotoSource] = []
@@ -114,6 +118,15 @@ class Trainer:
             else:
                 self.trunk = channels_last(imagenet_trunk().to(self.device))
                 self.rows = kept_rows(self.trunk, self.sources, features)
+                beside = [row for row, photo in enumerate(self.photos) if photo.split == "unlabelled"]
+                if given is not None:
+                    self.cell_classes = CellClasses(given, HEAD_WIDTH).to(self.device)
+                    beside = [row for row in beside if self.photos[row].name in given.of]
+                    if len(beside) < (most := max(stage.cell_class_photos for stage in settings.stages)):
+                        raise ValueError(
+                            f"{len(beside)} photos without captions have boxes: cell_class_photos are {most}"
+                        )
+                self.tuning = TrunkTuning(self.trunk, self.rows, self.cell_classes, beside)
         if settings.data.region_head:
             feature_width = self._read_region_head(work.parent / settings.data.region_head / "head.pt")
         words = len(self.vocabulary)
@@ -127,21 +140,21 @@ class Trainer:
             take_weights(self.model, self.bundle.model)
         if self.seen_through:
             keep_extractor(self.seen_through, work)
-        self.cell_classes: CellClasses | None = None  # beside the trunk, while that learns
-        if any(stage.cell_classes for stage in settings.stages):
-            given = read_boxes(data / settings.data.boxes)
-            if not any(photo.name in given.of for photo in self.photos):
-                raise ValueError(f"{data / settings.data.boxes} has boxes of none of these photos")
-            self.cell_classes = CellClasses(given, HEAD_WIDTH).to(self.device)
-        self.unlabelled_rows = [row for row, photo in enumerate(self.photos) if photo.split == "unlabelled"]
-        if len(self.unlabelled_rows) < (most := max(stage.cell_class_photos for stage in settings.stages)):
-            raise ValueError(
-                f"{len(self.unlabelled_rows)} photos without captions are fewer than cell_class_photos, {most}"
-            )
         self.kept: KeptRegions | None = None
         self.kept_quantised = False
         self.reward: CiderReward | None = None
         self.own_captions: dict[str, list[list[int]]] = {}
+
+    def _read_boxes(self, data: Path) -> GivenBoxes | None:
+        """Those that a stage teaches, if one does. Raises `ValueError` for a bad file, or one of no train photo."""
+        if not any(stage.cell_classes for stage in self.settings.stages):
+            return None
+        path = data / self.settings.data.boxes
+        given = read_boxes(path)
+        names = [self.photos[row].name for row in self.train_rows]
+        if not boxes_of_some(given, names):
+            raise ValueError(f"{path} has boxes of none of the photos in the split train")
+        return given
 
     def _read_region_head(self, path: Path) -> int:
         """The regions' F. Raises `FileNotFoundError`, or `ValueError` where a stage would tune the trunk under it."""
@@ -203,7 +216,9 @@ class Trainer:
                 raise ValueError("the saved model saw its photos through another extractor than this run's")
             if self.trunk is not None and self.region_head is None:
                 self.trunk.load_state_dict(state["trunk"])
-            if self.cell_classes and "cell_classes" in state:
+            if self.cell_classes is not None and "cell_classes" in state and not other_run:
+                if state["classes"] != list(self.cell_classes.given.classes):
+                    raise ValueError("the saved run's boxes are of other classes: choose another work folder")
                 self.cell_classes.load_state_dict(state["cell_classes"])
         except RuntimeError as error:
             raise ValueError(f"the saved model is not of this configuration: {error}") from error
@@ -211,7 +226,7 @@ class Trainer:
     # Regions ------------------------------------------------------------------------------------------------------
 
     def regions(self, rows: Sequence[int], views: Sequence[int]) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Features, boxes and mask of photos, by the trunk as it is now; gradients flow where they are on."""
+        """Features, boxes and mask of photos, by the trunk as it is now."""
         if self.files is not None:
             features, boxes, mask = (part.to(self.device) for part in self.files(rows))
             return features, boxes, mask
@@ -247,9 +262,10 @@ class Trainer:
         for name, parameter in self.model.named_parameters():
             parameter.requires_grad_(is_exit_part(name) or not stage.freeze_backbone)
         trunk_parameters = self.trunk.top_parameters() if tuned and self.trunk is not None else []
-        beside = list(self.cell_classes.parameters()) if self.cell_classes and stage.cell_classes else []
+        modules = self._modules(stage)
+        beside = list(modules["cell_classes"].parameters()) if "cell_classes" in modules else []
         optimiser = make_optimiser(self.model, trunk_parameters, stage, beside)
-        average = WeightAverage(self._modules(), self.settings.average_decay)
+        average = WeightAverage(modules, self.settings.average_decay)
         progress: dict[str, Any] = {"epoch": 0, "best": -1.0, "best_epoch": -1}
         path = self.work / "checkpoint.pt"
         saved = torch.load(path, map_location=self.device, weights_only=True) if path.exists() else {}
@@ -299,13 +315,17 @@ class Trainer:
                     shutil.copyfile(whole, path)
         return path
 
-    def _modules(self) -> dict[str, nn.Module]:
-        modules = {"model": self.model, "trunk": self.trunk, "cell_classes": self.cell_classes}
+    def _modules(self, stage: StageSettings) -> dict[str, nn.Module]:
+        """What a stage saves; what is asked of the trunk's cells lives for the stages that teach it."""
+        lessons = self.cell_classes if stage.cell_classes else None
+        modules = {"model": self.model, "trunk": self.trunk, "cell_classes": lessons}
         return {name: module for name, module in modules.items() if module is not None}
 
     def _state(self, stage: StageSettings, progress: dict[str, Any]) -> dict[str, Any]:
-        states = {name: module.state_dict() for name, module in self._modules().items()}
+        states = {name: module.state_dict() for name, module in self._modules(stage).items()}
         state = {"stage": stage.name, "progress": dict(progress), "vocabulary": list(self.vocabulary.words), **states}
+        if self.cell_classes is not None and "cell_classes" in states:
+            state["classes"] = list(self.cell_classes.given.classes)
         if self.bundle:
             start = {"config": self.bundle.model.config.to_json(), "exit_policy": self.bundle.policy.to_json()}
             state["started_from"] = {"revision": self.bundle.revision, **start}
@@ -324,7 +344,7 @@ class Trainer:
         torch.manual_seed(int(random.integers(2**31)))
         steps = len(rows) // stage.batch_images
         tuning = 0 <= stage.tune_trunk_from <= epoch
-        started, losses, rewards, flops = time.monotonic(), [], [], 0
+        started, told, flops = time.monotonic(), [], 0
         batches = epoch_batches(len(rows), stage.batch_images, self.settings.seed, epoch)
         bar = tqdm(batches, total=steps, desc=f"{stage.name} {epoch + 1}/{stage.epochs}")
         for number, chosen in enumerate(bar):
@@ -333,27 +353,23 @@ class Trainer:
             optimiser.zero_grad(set_to_none=True)
             learn = functools.partial(self._learn, stage, [rows[index] for index in chosen], tuning, random)
             if number:
-                loss, reward = learn()
+                told.append(learn())
             else:  # counting takes a while, and the others do about as much
-                (loss, reward), flops = count_flops(learn)
+                of_first, flops = count_flops(learn)
+                told.append(of_first)
             if stage.kind == "exits" and stage.freeze_layers:
                 freeze_layers(self.model, random)
-            parameters = [p for group in optimiser.param_groups for p in group["params"] if p.grad is not None]
-            torch.nn.utils.clip_grad_norm_(parameters, stage.gradient_norm)
+            clip_gradients(optimiser, stage.gradient_norm)
             optimiser.step()
             average.update()
-            losses.append(loss)
-            rewards.append(reward)
-            bar.set_postfix(loss=f"{losses[-1]:.3f}", reward=f"{reward:.1f}")
+            bar.set_postfix({name: f"{value:.3f}" for name, value in told[-1].items()})
             if number % LOG_EVERY == LOG_EVERY - 1:
-                recent = {"loss": float(np.mean(losses[-LOG_EVERY:])), "reward": float(np.mean(rewards[-LOG_EVERY:]))}
-                self._log(stage=stage.name, step=epoch * steps + number + 1, rate=rate, **recent)
+                self._log(stage=stage.name, step=epoch * steps + number + 1, rate=rate, **_means(told[-LOG_EVERY:]))
         seconds = time.monotonic() - started
         self._log(
             stage=stage.name,
             epoch=epoch + 1,
-            loss=float(np.mean(losses)),
-            reward=float(np.mean(rewards)),
+            **_means(told),
             seconds=seconds,
             captions_per_s=steps * stage.batch_images * stage.captions_per_image / seconds,
             share_of_peak=steps * flops / seconds / self.machine.flops,
@@ -362,27 +378,36 @@ class Trainer:
 
     def _learn(
         self, stage: StageSettings, rows: Sequence[int], tuning: bool, random: np.random.Generator
-    ) -> tuple[float, float]:
-        """The gradients of one batch. Returns its loss and reward, as `_loss` has them."""
-        loss, reward = self._loss(stage, rows, tuning, random)
+    ) -> dict[str, float]:
+        """The gradients of one batch. Returns what the log says of it: its loss, and what `_loss` tells besides."""
+        loss, told = self._loss(stage, rows, tuning, random)
         loss.backward()
-        return loss.item(), reward
+        return {"loss": loss.item(), **told}
 
     def _loss(
         self, stage: StageSettings, rows: Sequence[int], tuning: bool, random: np.random.Generator
-    ) -> tuple[Tensor, float]:
-        """The loss of one batch of photos, and the mean reward where captions were scored (else 0)."""
+    ) -> tuple[Tensor, dict[str, float]]:
+        """The loss of one batch of photos, and what the log says besides: the mean reward where captions were scored
+        (else 0), and what of the loss is the cells' where they are taught."""
         views = [int(random.integers(self._views(row))) for row in rows]
+        told = {"reward": 0.0}
+        cells_loss: Tensor | None = None
+        mask: Tensor | None = None
         if tuning:
-            features, boxes, mask, cells_loss = self._regions_to_tune(stage, rows, views, random)
+            assert self.tuning is not None  # region files, and a bundle's extractor, leave no trunk to tune
+            features, cells_loss = self.tuning.look(stage, rows, views, random)
+            boxes = boxes_for(len(rows)).to(self.device)
+            if stage.cell_classes:
+                told["cells_loss"] = cells_loss.item()
         else:
             with torch.no_grad():
                 features, boxes, mask = self.regions(rows, views)
-            cells_loss = features.new_zeros(())
         if stage.hidden_regions:
-            mask = hide_regions(mask, len(rows), features.shape[1], stage.hidden_regions, random)
+            there = torch.ones(features.shape[:2], dtype=torch.bool, device=self.device) if mask is None else mask
+            mask = hide_regions(there, stage.hidden_regions, random)
         if stage.kind == "self_critical":
-            return self._self_critical_loss(stage, rows, views, (features, boxes, mask), random)
+            loss, told["reward"] = self._self_critical_loss(stage, rows, views, (features, boxes, mask), random)
+            return loss, told
         captions = []
         for row, view in zip(rows, views, strict=True):
             photo = self.photos[row]
@@ -394,34 +419,7 @@ class Trainer:
         batch = Batch(features, boxes, mask, inputs.to(self.device), targets.to(self.device))
         with self.machine.autocast(self.device):
             loss = (backbone_loss if stage.kind == "backbone" else exits_loss)(self.model, batch, stage, random)
-        return loss + cells_loss, 0.0
-
-    def _regions_to_tune(
-        self, stage: StageSettings, rows: Sequence[int], views: Sequence[int], random: np.random.Generator
-    ) -> tuple[Tensor, Tensor, None, Tensor]:
-        """Features, boxes and mask of photos as `regions` has them, zoomed into, and the loss of the cells' classes."""
-        assert self.trunk is not None
-        assert isinstance(self.rows, PhotoRows)
-        more = (
-            random.choice(self.unlabelled_rows, stage.cell_class_photos, replace=False).tolist()
-            if stage.cell_class_photos
-            else []
-        )
-        seen = [*rows, *more]
-        seen_views = [*views, *(int(random.integers(self._views(row))) for row in more)]
-        bottom = self.rows.bottom(seen, seen_views).to(self.device)
-        windows = draw_windows(len(seen), stage.smallest_window, random)
-        if stage.smallest_window < 1:
-            bottom = zoom(bottom, windows).contiguous(memory_format=torch.channels_last)
-        features = cells(self.trunk.top(bottom))
-        loss = features.new_zeros(())
-        if self.cell_classes and stage.cell_classes:
-            parts = [
-                Part(self.photos[row].name, view, self.rows.seed(row), window)
-                for row, view, window in zip(seen, seen_views, windows, strict=True)
-            ]
-            loss = stage.cell_classes * self.cell_classes.loss(features, parts)
-        return features[: len(rows)], boxes_for(len(rows)).to(self.device), None, loss
+        return loss if cells_loss is None else loss + cells_loss, told
 
     def _views(self, row: int) -> int:
         """How many views of the photo there are to draw from."""
@@ -492,6 +490,11 @@ class Trainer:
             log.write(json.dumps(line) + "\n")
         if "epoch" in line:
             print(json.dumps(line), flush=True)
+
+
+def _means(told: Sequence[dict[str, float]]) -> dict[str, float]:
+    """Of what was told of several batches, name by name."""
+    return {name: float(np.mean([each[name] for each in told])) for name in told[0]}
 
 
 def weights_that_fit(saved: dict[str, Tensor], own: dict[str, Tensor]) -> dict[str, Tensor]:

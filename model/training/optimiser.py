@@ -18,9 +18,10 @@ EXIT_PARTS = ("imitation", "gate", "shallow_norm", "shallow_fusion", "deep_norm"
 def make_optimiser(
     model: DeeCap, trunk: list[nn.Parameter], stage: StageSettings, beside: Sequence[nn.Parameter] = ()
 ) -> torch.optim.AdamW:
-    """AdamW over exits, backbone and trunk, each at a `scale` of the stage's rate; one-axis tensors do not decay.
+    """AdamW over exits, backbone and trunk, each at a `scale` of the stage's rate.
 
-    `beside`: what else learns, at the stage's rate.
+    Matrices of exits and backbone decay, nothing else. `beside`: what else learns, at the stage's own rate, since it
+    begins with nothing.
     """
     backbone_scale = (stage.backbone_learning_rate or stage.learning_rate) / stage.learning_rate
     groups = []
@@ -31,8 +32,16 @@ def make_optimiser(
         groups.append({"params": vectors, "weight_decay": 0.0, "scale": scale})
     trunk_scale = stage.trunk_learning_rate / stage.learning_rate
     groups.append({"params": trunk, "weight_decay": 0.0, "scale": trunk_scale})
-    groups.append({"params": list(beside), "weight_decay": 0.0, "scale": 1.0})
+    if beside:
+        groups.append({"params": list(beside), "weight_decay": 0.0, "scale": 1.0, "beside": True})
     return torch.optim.AdamW(groups, lr=stage.learning_rate, betas=(0.9, 0.98), fused=True)
+
+
+def clip_gradients(optimiser: torch.optim.Optimizer, norm: float) -> None:
+    """Gradients to a common norm of at most `norm`, those of what learns beside apart: the others are the captions'."""
+    for beside in (False, True):
+        groups = [group["params"] for group in optimiser.param_groups if group.get("beside", False) == beside]
+        torch.nn.utils.clip_grad_norm_([p for params in groups for p in params if p.grad is not None], norm)
 
 
 def set_rate(optimiser: torch.optim.Optimizer, rate: float) -> None:

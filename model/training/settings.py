@@ -27,7 +27,7 @@ class DataSettings:
     photos: str  # folder of image files or tar archives, looked through with its sub-folders
     extra_captions: str = ""  # more captioned photos for the train split, in the same form
     extra_photos: str = ""
-    unlabelled_photos: str = ""  # photos without captions, for the stages that learn from the model's own
+    unlabelled_photos: str = ""  # photos without captions, for `own_captions` and `cell_class_photos`
     region_head: str = ""  # run of `deecap train-regions` in the same work folder: its regions instead of grid cells
     large_cells: int = (
         BACKGROUND_SIDE  # with a region head: so many cells a side follow the regions; 9: all of the grid
@@ -164,24 +164,10 @@ def read_settings(path: Path) -> TrainSettings:
         built = _build(StageSettings, stage, f"{path}, stage {number}")
         if built.kind not in KINDS:
             raise ValueError(f"{path}, stage {number}: kind must be one of {', '.join(KINDS)}")
-        if not 0 <= built.lambda_ <= 1:
-            raise ValueError(f"{path}, stage {number}: lambda must be from 0 to 1")
-        if built.kind == "self_critical" and built.captions_per_image < 2:
-            raise ValueError(f"{path}, stage {number}: captions_per_image must be 2 or more, one being the others' bar")
-        if built.quantised_extractor and built.tune_trunk_from >= 0:
-            raise ValueError(f"{path}, stage {number}: a quantised extractor cannot be tuned")
-        if not 0 < built.smallest_window <= 1 or not 0 <= built.hidden_regions < 1:
-            raise ValueError(
-                f"{path}, stage {number}: smallest_window must be above 0 and at most 1, hidden_regions 0 to below 1"
-            )
-        if (built.cell_classes or built.smallest_window < 1) and built.tune_trunk_from < 0:
-            raise ValueError(f"{path}, stage {number}: cell_classes and smallest_window are for a trunk that learns")
-        if built.cell_class_photos and not built.cell_classes:
-            raise ValueError(f"{path}, stage {number}: cell_class_photos are for cell_classes")
-        if built.kind == "self_critical" and built.cell_classes:
-            raise ValueError(f"{path}, stage {number}: a self-critical stage teaches no cell_classes")
-        if built.patience < 1 or built.epochs < 1:
-            raise ValueError(f"{path}, stage {number}: patience and epochs must be 1 or more")
+        try:
+            _check_stage(built)
+        except ValueError as error:
+            raise ValueError(f"{path}, stage {number}: {error}") from error
         stages.append(built)
     if not stages:
         raise ValueError(f"{path}: no [[stage]]")
@@ -200,14 +186,41 @@ def read_settings(path: Path) -> TrainSettings:
             raw["exit_policy"] = ExitPolicy.from_json(policy)
         except (LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{path}, [exit_policy]: {error}") from error
-    if any(stage.cell_classes for stage in stages) and not data.boxes:
-        raise ValueError(f"{path}, [data]: cell_classes need boxes")
+    if any(stage.cell_classes for stage in stages) != bool(data.boxes):
+        raise ValueError(f"{path}, [data]: boxes are for stages with cell_classes, which need them")
+    if any(stage.cell_class_photos for stage in stages) and not data.unlabelled_photos:
+        raise ValueError(f"{path}, [data]: cell_class_photos need unlabelled_photos")
     for name in ("starts_from_bundle", "extractor_of_bundle"):
         if raw.get(name):
             _check_seen_through_bundle(path, name, raw, data, stages)
     if raw.get("starts_from_bundle"):
         raw.setdefault("model", {})
     return _build(TrainSettings, {**raw, "data": data, "stages": tuple(stages)}, str(path))
+
+
+def _check_stage(stage: StageSettings) -> None:
+    """Raises `ValueError` for what a stage cannot be told, or not together."""
+    tunes = stage.tune_trunk_from >= 0
+    if not 0 <= stage.lambda_ <= 1:
+        raise ValueError("lambda must be from 0 to 1")
+    if stage.patience < 1 or stage.epochs < 1:
+        raise ValueError("patience and epochs must be 1 or more")
+    if stage.kind == "self_critical" and stage.captions_per_image < 2:
+        raise ValueError("captions_per_image must be 2 or more, one being the others' bar")
+    if stage.quantised_extractor and tunes:
+        raise ValueError("a quantised extractor cannot be tuned")
+    if not 0 < stage.smallest_window <= 1 or not 0 <= stage.hidden_regions < 1:
+        raise ValueError("smallest_window must be above 0 and at most 1, hidden_regions from 0 to below 1")
+    if stage.cell_classes < 0 or stage.cell_class_photos < 0:
+        raise ValueError("cell_classes and cell_class_photos cannot be below 0")
+    if (stage.cell_classes or stage.smallest_window < 1) and not tunes:
+        raise ValueError("cell_classes and smallest_window are for a trunk that learns")
+    if stage.tune_trunk_from >= stage.epochs:
+        raise ValueError("tune_trunk_from is an epoch, counted from 0, that the stage does not have")
+    if stage.cell_class_photos and not stage.cell_classes:
+        raise ValueError("cell_class_photos are for cell_classes")
+    if stage.kind == "self_critical" and stage.cell_classes:
+        raise ValueError("a self-critical stage teaches no cell_classes")
 
 
 def _check_seen_through_bundle(

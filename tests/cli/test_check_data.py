@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -42,8 +43,9 @@ def check(command: Callable[..., Any], tmp_path: Path) -> Callable[..., tuple[in
 
     def run(*options: str, features: str = "", boxes: str = "") -> tuple[int, list[str]]:
         told = f'region_features = "{features}"' if features else ""
-        told += f'\nboxes = "{boxes}"' if boxes else ""
-        (tmp_path / "config.toml").write_text(CONFIG.format(features=told))
+        told += f'\nboxes = "{boxes}"\nunlabelled_photos = "more"' if boxes else ""
+        lessons = "tune_trunk_from = 0\ncell_classes = 0.5\ncell_class_photos = 1\n" if boxes else ""
+        (tmp_path / "config.toml").write_text(CONFIG.format(features=told) + lessons)
         done = command("check-data", "--config", tmp_path / "config.toml", "--data", tmp_path / "data", *options)
         lines = done.stdout.splitlines()
         return done.exit_code, [line.removeprefix("problem: ") for line in lines if line.startswith("problem: ")]
@@ -151,9 +153,13 @@ def test_boxes_are_looked_into(check: Any, data: Path) -> None:
         _, problems = check(boxes="boxes.json")
         return problems
 
+    (data / "more").mkdir()
+    shutil.copy(data / "photos" / "a.jpg", data / "more" / "z.jpg")
     one = [[0.1, 0.1, 0.5, 0.5, 0, 0.9]]
-    assert problems_of({"photos/a.jpg": one, "elsewhere/z.jpg": one}) == []
-    assert "of none of these photos" in problems_of({"elsewhere/z.jpg": one})[0]
+    assert problems_of({"photos/a.jpg": one, "more/z.jpg": one}) == []
+    assert "of none of the photos in the split train" in problems_of({"photos/d.jpg": one, "more/z.jpg": one})[0]
+    assert "boxes of 0 photos without captions, cell_class_photos are 1" in problems_of({"photos/a.jpg": one})[0]
+    assert "ends before it begins" in problems_of({"photos/a.jpg": [[0.5, 0.1, 0.5, 0.5, 0, 0.9]]})[0]
     assert "of no class from 0 to 0" in problems_of({"photos/a.jpg": [[0.1, 0.1, 0.5, 0.5, 1, 0.9]]})[0]
     (data / "boxes.json").unlink()
     assert check(boxes="boxes.json") == (1, [f"{data / 'boxes.json'}: not there"])

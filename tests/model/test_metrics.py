@@ -19,7 +19,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from model.evaluation import metrics
-from model.evaluation.intervals import mean_interval, paired_bootstrap
+from model.evaluation.intervals import mean_interval, paired_bootstrap, seeds_interval
 from model.evaluation.metrics import caption_scores, per_image_cider, ptb_caption_scores, ptb_tokens
 from model.evaluation.speedup import corpus_speedup, executed_speedup, exit_histogram
 
@@ -238,6 +238,19 @@ def test_pairing_cancels_what_makes_an_image_easy_for_both() -> None:
     assert paired_bootstrap(b, a).estimate == pytest.approx(-difference)
     assert paired_bootstrap(ease, ease) == (0.0, 0.0, 0.0)
     assert paired_bootstrap(a, b, seed=0) == (difference, low, high) != paired_bootstrap(a, b, seed=1)
+
+
+def test_the_interval_over_seeds_is_students() -> None:
+    assert seeds_interval([1.0, 2.0, 3.0]) == pytest.approx((2.0, 2 - 4.303 / 3**0.5, 2 + 4.303 / 3**0.5))
+    random = np.random.default_rng(0)
+    for count in (2, 3, 5, 30):  # 30 are beyond the table, and there the interval may only be too wide
+        found = [seeds_interval(random.normal(5, 2, count).tolist()) for _ in range(4000)]
+        covered = np.mean([low <= 5 <= high for _, low, high in found])
+        assert 0.94 < covered < (0.98 if count > 10 else 0.96), count
+    with pytest.raises(ValueError, match="at least two seeds"):
+        seeds_interval([1.0])
+    with pytest.raises(ValueError, match="finite"):
+        seeds_interval([1.0, float("nan")])
 
 
 def test_intervals_of_nothing_are_refused() -> None:

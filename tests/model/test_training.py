@@ -1016,11 +1016,11 @@ def test_region_files_leave_no_trunk_to_tune(data: Path, tmp_path: Path) -> None
         Trainer(settings_of(data, text), data, tmp_path, tmp_path)
 
 
-def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From photos: kept features, the upper trunk tuned on parts of photos, also to tell what is in boxes, the model's
-    own captions, int8 regions, a bundle."""
-    monkeypatch.setattr(loop, "imagenet_trunk", lambda: Trunk().eval())
-    data, work = tmp_path / "data", tmp_path / "work"
+def write_photos(data: Path) -> str:
+    """Three photos to train on and one to validate, with captions and boxes; the configuration that reads them.
+
+    The upper trunk learns on parts of photos, also to tell what is in the boxes; then exits, on own captions and int8.
+    """
     (data / "photos").mkdir(parents=True)
     drawn = write_captions(data, ["train"] * 3 + ["val"])
     for name, colour, shape in drawn:
@@ -1028,13 +1028,61 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
         draw = ImageDraw.Draw(image)
         (draw.ellipse if shape == 0 else draw.rectangle)((40, 40, 180, 180), fill=COLOURS[colour])
         image.save(data / "photos" / name)
-    text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
     boxes = {f"photos/{name}": [[0.2, 0.2, 0.8, 0.8, shape, 0.9]] for name, _, shape in drawn[1:]}
     (data / "boxes.json").write_text(json.dumps({"classes": SHAPES, "boxes": boxes}))
+    text = TINY.replace('region_features = "regions"', "").replace("batch_images = 4", "batch_images = 3")
     text = text.replace("[data]", '[data]\nboxes = "boxes.json"')
     tuned = "tune_trunk_from = 0\ntrunk_learning_rate = 1e-2\nsmallest_window = 0.7\ncell_classes = 0.5"
     text = text.replace("shallow_exit_weight = 0.4", f"{tuned}\nhidden_regions = 0.3")
-    text = text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
+    return text.replace("lambda = 0.25", "own_captions = 1.0\nquantised_extractor = true")
+
+
+def test_a_killed_run_goes_on_with_its_trunk_and_what_that_is_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    torch.manual_seed(0)
+    start = Trunk().eval().state_dict()
+
+    def same_trunk() -> Trunk:
+        trunk = Trunk().eval()
+        trunk.load_state_dict(start)
+        return trunk
+
+    monkeypatch.setattr(loop, "imagenet_trunk", same_trunk)
+    data = tmp_path / "data"
+    text = write_photos(data).replace("epochs = 1", "epochs = 2", 1)
+
+    def run(work: str) -> None:
+        Trainer(settings_of(data, text), data, tmp_path / work, tmp_path / "features").run("words")
+
+    run("whole")
+    with monkeypatch.context() as patch:
+        killed_at(patch, "backbone_loss", 2)  # one step an epoch
+        with pytest.raises(Killed):
+            run("killed")
+    run("killed")
+    expected, found = (torch.load(tmp_path / work / "words.pt", weights_only=True) for work in ("whole", "killed"))
+    for name in ("model", "trunk", "cell_classes"):
+        assert all(torch.equal(value, found[name][key]) for key, value in expected[name].items()), name
+    logged = [line["cells_loss"] for line in lines(tmp_path / "whole") if "seconds" in line]
+    assert len(logged) == 2
+    assert all(value > 0 for value in logged)
+    assert (expected["cell_classes"]["classifier.bias"] + math.log(99)).abs().max() > 1e-3  # it learned
+
+    boxes = json.loads((data / "boxes.json").read_text())
+    (data / "boxes.json").write_text(json.dumps({**boxes, "classes": list(reversed(SHAPES))}))
+    with pytest.raises(ValueError, match="other classes"):
+        run("killed")
+    (data / "boxes.json").write_text(json.dumps({**boxes, "boxes": {}}))
+    with pytest.raises(ValueError, match="none of the photos"):
+        run("none")
+
+
+def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From photos: kept features, the upper trunk tuned, the model's own captions, int8 regions, a bundle."""
+    monkeypatch.setattr(loop, "imagenet_trunk", lambda: Trunk().eval())
+    data, work = tmp_path / "data", tmp_path / "work"
+    text = write_photos(data)
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):
         write_bundle(settings, work, tmp_path / "bundle")

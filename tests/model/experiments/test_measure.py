@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,11 +22,11 @@ from model.evaluation.spice import JARS, spice_or_reason
 from model.exits import ExitPolicy, paper_speedup
 from model.experiments.measure import EVERY_WORD, encode, measure, parse_policy, read_split, threshold_for
 from model.experiments.page import ROWS
-from model.experiments.systems import System, configuration, from_run
+from model.experiments.systems import LATER, System, configuration, from_run
 from model.experiments.teacher import teacher_forced
 from model.training.data import read_captions
 from model.training.loop import Trainer
-from model.training.settings import find_settings, read_settings
+from model.training.settings import DataSettings, StageSettings, TrainSettings, find_settings, read_settings
 from model.vocabulary import BOS, EOS
 
 
@@ -188,6 +189,16 @@ def test_a_policy_of_ones_own(make_system: Callable[..., System], data: Path) ->
 def test_a_split_without_captions_is_refused(data: Path) -> None:
     with pytest.raises(ValueError, match="train"):
         read_split(data / "captions.json", "captions.json", "train")
+
+
+def test_settings_that_came_later_are_left_out_where_they_say_what_they_say_by_themselves() -> None:
+    defaults: dict[str, Any] = {}
+    for kind in (TrainSettings, DataSettings, StageSettings):
+        for item in dataclasses.fields(kind):
+            if item.name in LATER:
+                assert item.name not in defaults, f"{item.name} means two things"
+                defaults[item.name] = item.default
+    assert defaults == LATER
 
 
 # Rows in files -----------------------------------------------------------------------------------------------------

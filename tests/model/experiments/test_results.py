@@ -9,14 +9,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from model.evaluation.intervals import mean_interval, paired_bootstrap
+from model.evaluation.intervals import mean_interval, paired_bootstrap, seeds_interval
 from model.evaluation.result_rows import Point, ResultRow
 from model.exits import SpeedRow, SpeedTable
 from model.experiments.ablations import ablations, one_choice, seeds
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.page import FROM_ROWS, results, write_page
-from model.experiments.select import by_kind, by_seed, cider_at, difference, kind, near
+from model.experiments.select import Difference, by_kind, by_seed, cider_at, difference, kind, near
 from model.experiments.tables import table1, table3, table4, verdicts
 
 SPEEDS = SpeedTable(
@@ -66,7 +66,11 @@ def test_systems_are_compared_at_the_same_speedup_photo_by_photo(rows: list[Resu
     ours, theirs = random.normal(50, 20, (2, 40)).round(1).tolist()
     early = made(rows[2], point(0.0, 1.0, ours), point(1.0, 4.0, ours))
     two = made(rows[1], point(0.0, 1.0, theirs))  # two layers of four: a SpeedUp of 2
-    assert difference([(early, two)], 2.0, 4) == pytest.approx(paired_bootstrap(ours, theirs))
+    gap = difference([(early, two)], 2.0, 4)
+    assert gap is not None
+    assert gap.photos == pytest.approx(paired_bootstrap(ours, theirs))
+    assert gap.seeds is None
+    assert gap.told().endswith("], one seed")
     assert difference([(early, two)], 3.0, 4) is None
 
 
@@ -114,6 +118,17 @@ def test_what_is_lost_is_compared_with_twice_what_deecap_loses(
     assert verdict in line
 
 
+def test_a_difference_is_shown_where_photos_and_seeds_both_show_it() -> None:
+    photos = np.random.default_rng(0).normal(0, 1, 400)
+    alike, apart = [photos + seed for seed in (2.0, 2.1, 1.9)], [photos + seed for seed in (0.1, 5.0, 1.0)]
+    assert Difference.of(alike).verdict("above", "below") == "above"
+    assert Difference.of([-one for one in alike]).verdict("above", "below") == "below"
+    both = Difference.of(apart)
+    assert both.photos.low > 0  # over photos alone it would be shown
+    assert both.verdict("above", "below") == "no difference shown at 95%"
+    assert Difference.of(apart[1:2]).verdict("above", "below") == "above"  # one seed: its photos are all there is
+
+
 def test_systems_of_several_seeds_are_compared_by_the_seeds_that_both_have(rows: list[ResultRow]) -> None:
     random = np.random.default_rng(0)
 
@@ -131,16 +146,19 @@ def test_systems_of_several_seeds_are_compared_by_the_seeds_that_both_have(rows:
 
     each = [np.array(one.points[1].cider) - other.points[1].cider for one, other in pairs]
     gap = difference(pairs, 4.0, 4)
-    assert gap == pytest.approx(mean_interval((each[0] + each[1]) / 2))
+    assert gap is not None
+    assert gap.photos == pytest.approx(mean_interval((each[0] + each[1]) / 2))
+    assert gap.seeds == pytest.approx(seeds_interval([each[0].mean(), each[1].mean()]))
     assert difference([*pairs, (ours[2], made(theirs[0], theirs[0].points[0]))], 4.0, 4) is None
 
     lines = verdicts([*ours, changed, *theirs])
     (line,) = [line for line in lines if line.startswith("At a SpeedUp of 4")]
-    assert f"over 2 seeds ({each[0].mean():+.1f}, {each[1].mean():+.1f})" in line
+    assert "over 2 seeds [" in line
+    assert f"] ({each[0].mean():+.1f}, {each[1].mean():+.1f})" in line
     (line,) = [line for line in lines if "Going to a SpeedUp of 4" in line]
     assert "DeeCap loses 2.0" in line
     assert "TF-EE 6.5" in line
-    assert "+2.5 [+2.5, +2.5] over 2 seeds (+0.0, +5.0), more than twice as much" in line
+    assert "+2.5 [+2.5, +2.5], over 2 seeds [-29.3, +34.3] (+0.0, +5.0); no difference shown" in line
 
 
 def test_table_1_shows_each_system_at_full_depth_and_at_4(rows: list[ResultRow]) -> None:
