@@ -208,12 +208,15 @@ def _plain(value: Any) -> Any:
     return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
 
 
-def parse_policy(system: System, tested: str | None, skipped: str | None) -> ExitPolicy | None:
+def parse_policy(
+    system: System, tested: str | None, skipped: str | None, margin: str | None = None
+) -> ExitPolicy | None:
     """The system's policy with what the command line says in its place; None where it says nothing.
 
-    `tested`: layer numbers with commas, or `every`. Raises `ValueError` for what is no policy of this model.
+    `tested`: layer numbers with commas, or `every`. `margin`: in nats, for the exit head's guess, or `none` to test
+    every word. Raises `ValueError` for what is no policy of this model.
     """
-    if tested is None and skipped is None:
+    if tested is None and skipped is None and margin is None:
         return None
     if tested == "every":
         layers = ExitPolicy.every_layer(system.model.layers).tested
@@ -221,6 +224,9 @@ def parse_policy(system: System, tested: str | None, skipped: str | None) -> Exi
         layers = system.policy.tested
     else:
         layers = tuple(int(layer) for layer in tested.split(",") if layer)
-    policy = ExitPolicy(layers, skipped or system.policy.skipped, system.policy.margin)
+    nats = system.policy.margin if margin is None else None if margin == "none" else float(margin)
+    if nats is not None and not system.model.config.exit_head:
+        raise ValueError("a margin is for a model with an exit head")
+    policy = ExitPolicy(layers, skipped or system.policy.skipped, nats)
     policy.validate(system.model.layers)
     return policy

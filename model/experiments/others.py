@@ -49,19 +49,22 @@ def policies(rows: Sequence[ResultRow]) -> Result:
                 gap = (
                     difference([(row, reference)], speedup, row.layers) if reference and row is not reference else None
                 )
+                policy = row.policy
                 lines.append(
-                    [row.system, ", ".join(map(str, row.policy["tested"])), row.policy["skipped"], point.speedup,
-                     point.executed_speedup, interval(*mean_interval(point.cider)), interval(*full, signed=True),
-                     interval(*gap.photos, signed=True) if gap else None]
+                    [row.system, ", ".join(map(str, policy["tested"])), policy["skipped"], policy["margin"],
+                     point.speedup, point.executed_speedup, interval(*mean_interval(point.cider)),
+                     interval(*full, signed=True), interval(*gap.photos, signed=True) if gap else None]
                 )  # fmt: skip
     columns = [
-        "Run", "Tested layers", "Skipped states", "SpeedUp", "executed", "CIDEr-D (95%)", "less its full depth's",
-        "less the reference policy's",
+        "Run", "Tested layers", "Skipped states", "Margin, nats", "SpeedUp", "executed", "CIDEr-D (95%)",
+        "less its full depth's", "less the reference policy's",
     ]  # fmt: skip
     missing = [] if lines else ["a second policy of the same training (`measure --tested ... --skipped ...`)"]
     notes = [
         "Differences are paired over photos; those with the reference policy (every layer tested, every state "
-        "computed) are at SpeedUps of 2, 3 and 4, between measured points."
+        "computed) are at SpeedUps of 2, 3 and 4, between measured points.",
+        "Margin: words whose entropy the exit head guesses above τ by more than this are not tested and go deeper; "
+        "without one the entropy alone decides.",
     ]
     return Result("Exit policies", Table(columns, lines), notes=notes, missing=missing)
 

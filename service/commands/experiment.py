@@ -37,6 +37,9 @@ def measure(
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
     tested: Annotated[str | None, typer.Option(help="Layers to test, as 1,2,3, or `every`.")] = None,
     skipped: Annotated[str | None, typer.Option(help="computed or copied states of words that left.")] = None,
+    margin: Annotated[
+        str | None, typer.Option(help="Nats above tau from which the exit head's guess spares a test, or `none`.")
+    ] = None,
     budget: Annotated[str, typer.Option(help="Which rows it may be compared with.")] = "",
     meteor: Annotated[bool, typer.Option(help="METEOR and SPICE too, where Java and their jars are there.")] = True,
     threads: Annotated[int, typer.Option(help="CPU threads; 0: one per core.")] = 0,
@@ -70,7 +73,7 @@ def measure(
             told = str(captions)
             system = from_bundle(bundle, data / photos, budget)
         chosen = read_split(data / told, told, split, limit)
-        policy = parse_policy(system, tested, skipped)
+        policy = parse_policy(system, tested, skipped, margin)
         row = make_row(system, chosen, policy, _command(context), meteor)
     except (BundleError, ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         stop(str(error))

@@ -19,7 +19,7 @@ FULL, MOST = "full", 4.0  # what is asked for, and the SpeedUp that half of the 
 LOAD, CALM = 2.0, 0.4  # times what two workers can do at full depth
 SECONDS = 8.0
 DEEP = 0.95 * LAYERS
-# To be calm: a moment in which this machine does something else is a load too. So speeds must be back within 12 seconds.
+# To be calm: a moment in which this machine does something else is a load too. Speeds are to be back within 12 seconds.
 TRIES = 3
 
 

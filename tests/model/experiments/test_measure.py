@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from model.decoding.search import emission_logits, greedy_search
-from model.deecap import entropy
+from model.deecap import DeeCap, entropy
 from model.evaluation.fcs import consistency
 from model.evaluation.metrics import per_image_cider
 from model.evaluation.result_rows import ResultRow, comparisons, read_rows, write_row
@@ -179,6 +179,15 @@ def test_a_policy_of_ones_own(make_system: Callable[..., System], data: Path) ->
     for tested, skipped in [("4", None), ("x", None), (None, "lost")]:
         with pytest.raises(ValueError, match=r"tested|invalid|skipped"):
             parse_policy(system, tested, skipped)
+    with pytest.raises(ValueError, match="exit head"):
+        parse_policy(system, None, None, "0.5")
+    model = system.model
+    headed = dataclasses.replace(system, model=DeeCap(dataclasses.replace(model.config, exit_head=True)))
+    screened = parse_policy(headed, "1", None, "0.5")
+    assert screened == ExitPolicy((1,), "computed", 0.5)
+    assert parse_policy(dataclasses.replace(headed, policy=screened), None, None, "none") == ExitPolicy((1,))
+    with pytest.raises(ValueError, match="float"):
+        parse_policy(headed, None, None, "much")
     pytest.importorskip("pycocoevalcap.bleu.bleu")
     split = read_split(data / "captions.json", "captions.json", "val", limit=6)
     row = measure(system, split, ExitPolicy((2,)), "x", meteor=False)
