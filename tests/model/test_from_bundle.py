@@ -16,6 +16,7 @@ from PIL import Image
 
 import model.training.from_bundle as from_bundle
 import model.training.loop as loop
+import model.training.photo_regions as photo_regions
 from model.bottom_up.extractor import Extractor, revision_of_extractor
 from model.bottom_up.extractor_kinds import EMBEDDED, VISUAL_GENOME
 from model.bundle import EXTRACTOR, VOCABULARY, load_bundle, write_json
@@ -150,20 +151,20 @@ def test_it_begins_where_the_bundle_ended_and_becomes_a_bundle(
 def test_the_extractor_alone_may_be_a_bundles(
     bundle: Path, data: Path, settings: Callable[..., TrainSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "HEAD_WIDTH", 7)  # of a trunk of its own, which it does not have
+    monkeypatch.setattr(photo_regions, "HEAD_WIDTH", 7)  # of a trunk of its own, which it does not have
     chosen = settings(*EXTRACTOR_ALONE)
     work = tmp_path / "work" / "goes-on"
     trainer = Trainer(chosen, data, work, tmp_path / "features")
     trainer.run()
     assert set(trainer.vocabulary.words) == {*SPECIAL, *(word for text in NEW for word in text.split())}, "its own"
     assert (trainer.model.config.width, trainer.model.config.feature_width) == (16, 1280)
-    assert trainer.kept is not None
+    assert trainer.regions.kept is not None
     write_bundle(chosen, work, tmp_path / "after")
     assert (tmp_path / "after" / EXTRACTOR).read_bytes() == (bundle / EXTRACTOR).read_bytes()
     assert load_bundle(tmp_path / "after").policy == ExitPolicy.every_layer(2), "no other is told"
     measured, photo = from_run(chosen, work, data), read_captions(data / "captions.json")[:1]
     (seen,) = measured.look(photo)
-    assert np.allclose(seen.features, trainer.kept([0], [0])[0][0], rtol=1e-2, atol=1e-2)
+    assert np.allclose(seen.features, trainer.regions.kept([0], [0])[0][0], rtol=1e-2, atol=1e-2)
     assert measured.configuration["extractor"] == revision_of_extractor(bundle / EXTRACTOR)
     assert check_data(chosen, data).problems == []
     gone = settings(*EXTRACTOR_ALONE, str(bundle), "nowhere")
@@ -267,9 +268,9 @@ def test_photos_are_seen_whole_and_mirrored_however_many_views_are_told(
         chosen = settings("views = 2", f"views = {views}")
         trainer = Trainer(chosen, data, tmp_path / f"work-{views}", tmp_path / "features")
         trainer.run()
-        assert trainer.kept is not None
-        assert (trainer.kept.counts > 0).all(0).tolist() == [True, views > 1]
-    whole, mirrored = (trainer.kept([0], [view])[0] for view in (0, 1))
+        assert trainer.regions.kept is not None
+        assert (trainer.regions.kept.counts > 0).all(0).tolist() == [True, views > 1]
+    whole, mirrored = (trainer.regions.kept([0], [view])[0] for view in (0, 1))
     with Image.open(data / "photos" / "0.png") as image:
         seen = Extractor(tmp_path / "work-4" / KEPT).look([image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)])[0]
     assert np.abs(mirrored[0].numpy() - seen.features).max() < 0.02 * np.abs(seen.features).max()

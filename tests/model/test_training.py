@@ -17,6 +17,7 @@ import torch
 from PIL import Image, ImageDraw
 
 import model.training.loop as loop
+import model.training.photo_regions as photo_regions
 from model.bottom_up.grid import cells
 from model.bottom_up.trunk import Trunk
 from model.bundle import EXTRACTOR
@@ -1048,7 +1049,7 @@ def test_a_killed_run_goes_on_with_its_trunk_and_what_that_is_asked(
         trunk.load_state_dict(start)
         return trunk
 
-    monkeypatch.setattr(loop, "imagenet_trunk", same_trunk)
+    monkeypatch.setattr(photo_regions, "imagenet_trunk", same_trunk)
     data = tmp_path / "data"
     text = write_photos(data).replace("epochs = 1", "epochs = 2", 1)
 
@@ -1080,20 +1081,20 @@ def test_a_killed_run_goes_on_with_its_trunk_and_what_that_is_asked(
 
 def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From photos: kept features, the upper trunk tuned, the model's own captions, int8 regions, a bundle."""
-    monkeypatch.setattr(loop, "imagenet_trunk", lambda: Trunk().eval())
+    monkeypatch.setattr(photo_regions, "imagenet_trunk", lambda: Trunk().eval())
     data, work = tmp_path / "data", tmp_path / "work"
     text = write_photos(data)
     settings = settings_of(tmp_path, text)
     with pytest.raises(FileNotFoundError, match="not finished"):
         write_bundle(settings, work, tmp_path / "bundle")
     trainer = Trainer(settings, data, work, tmp_path / "features")
-    assert trainer.trunk is not None
-    before = {name: value.clone() for name, value in trainer.trunk.state_dict().items()}
+    assert trainer.regions.trunk is not None
+    before = {name: value.clone() for name, value in trainer.regions.trunk.state_dict().items()}
     trainer.run()
     bottom = tuple(
         name for name in before if name.startswith("stem") or ("blocks" in name and int(name.split(".")[1]) < 15)
     )
-    for name, value in trainer.trunk.state_dict().items():
+    for name, value in trainer.regions.trunk.state_dict().items():
         assert torch.equal(value, before[name]) == (name in bottom), name
     own = json.loads((work / "leaving.own.json").read_text())
     assert set(own) == {"0.png", "1.png", "2.png"}
@@ -1101,11 +1102,11 @@ def test_photos_become_a_bundle_that_captions(tmp_path: Path, monkeypatch: pytes
 
     write_bundle(settings, work, tmp_path / "bundle")
     assert (tmp_path / "bundle" / EXTRACTOR).read_bytes() == (work / EXTRACTOR).read_bytes()
-    assert trainer.kept is not None
+    assert trainer.regions.kept is not None
     captioner = Captioner.load(tmp_path / "bundle", "cpu")
     with Image.open(data / "photos" / "0.png") as image:
         regions = captioner.look(image)
-    learned_on = trainer.kept([0], [0])[0].numpy()
+    learned_on = trainer.regions.kept([0], [0])[0].numpy()
     assert np.linalg.norm(regions.features - learned_on) < 0.01 * np.linalg.norm(learned_on)  # kept in float16
     caption = captioner.describe(regions, "full")
     assert {step.exit_layer for step in caption.steps} == {3}
