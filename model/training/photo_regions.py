@@ -86,7 +86,7 @@ class PhotoRegions:
         seen_through: Bundle | None,
         device: torch.device,
     ) -> None:
-        """`features`: folder of what is kept of photos, shared by runs; `seen_through`: whose extractor sees them, which
+        """`features`: folder of what is kept of photos, shared by runs. `seen_through`: whose extractor sees them; it
         is to be in the folder `work` (`keep_extractor`) when a stage begins.
 
         Raises `ValueError` for bad data or settings that do not go with it, `FileNotFoundError` for what is not there.
