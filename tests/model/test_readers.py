@@ -268,7 +268,8 @@ def test_the_papers_systems_ship_and_share_one_budget() -> None:
 
 def test_fixed_depths_of_the_small_model_hear_of_no_other_exit() -> None:
     small = find_settings(Path("small"))
-    alone = [{"shallow_exit_weight": 0.0}, {"copied_states": 0.0}]  # of `small`'s two stages
+    # of `small`'s two stages
+    alone = [{"shallow_exit_weight": 0.0}, {"copied_states": 0.0, "freeze_layers": False}]
     names = {"small-tf-complete": 6, **{f"small-tf-{k}l": k for k in range(1, 4)}}
     for name, layers in names.items():
         one = find_settings(Path(name))
