@@ -56,7 +56,7 @@ def seeds(rows: Sequence[ResultRow]) -> Result:
                 name = kind(group[0], layers)
                 lines.append([name, f"x{speedup:.3g}", len(group), statistics.mean(means), statistics.stdev(means)])
     columns = ["System", "SpeedUp", "Seeds", "CIDEr-D, mean", "standard deviation"]
-    note = "Where runs share a backbone, its seed is not varied. Intervals elsewhere on this page are over photos."
+    note = "Where runs share a backbone, its seed is not varied."
     notes = [note] if lines else []
     missing = [] if several else ["a second seed of any system"]
     return Result("Several seeds", Table(columns, lines), notes=notes, missing=missing)

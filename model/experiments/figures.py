@@ -64,8 +64,8 @@ def figure5(rows: Sequence[ResultRow]) -> Result:
     columns = ["System", "τ", "SpeedUp", "executed", "CIDEr-D (95%)", "less full depth's, paired"]
     missing = [name for name in ("TF-EE", "DeeCap, concatenation") if name not in found]
     notes = [
-        f"95% bootstrap bands over photos, drawn of {' and '.join(BANDED)} alone. A τ of 100 is beyond any entropy: "
-        "every word leaves at the first tested layer."
+        f"One seed of each. 95% bootstrap bands over photos, drawn of {' and '.join(BANDED)} alone. A τ of 100 is "
+        "beyond any entropy: every word leaves at the first tested layer."
     ]
     return Result("Figure 5: quality against SpeedUp", Table(columns, lines), {"curves": curves}, draw, notes, missing)
 
@@ -176,8 +176,9 @@ def figure3(rows: Sequence[ResultRow]) -> Result:
 
     columns = ["System", "x 100", *(f"Layer {m}" for m in range(1, layers + 1))]
     notes = [
-        "Teacher-forced over every reference token, EOS included. Hard: the likeliest word is not the reference's; "
-        "confidence: the probability of the likeliest word. AUROC is the share of easy-hard pairs in the right order. "
+        "One seed of each. Teacher-forced over every reference token, EOS included. Hard: the likeliest word is not "
+        "the reference's; confidence: the probability of the likeliest word. AUROC is the share of easy-hard pairs in "
+        "the right order. "
         "FCS is 1 less the discordant share of *all* pairs, the only reading of equation 2 that can reach the paper's "
         "80%: it rises, too, when easy and hard tokens are unequal in number, so compare AUROC first."
     ]

@@ -36,8 +36,10 @@ _HEAD = """# Results
 Made by `deecap experiment all` from the result rows in `model/experiments/rows` and the speed table of the shipped
 bundle; not to be edited. A row is one trained system on one set of photos, measured by `deecap experiment measure`;
 tables hold together only rows of one budget on the same photos. Intervals are 95% bootstrap intervals over photos,
-differences paired; where several seeds are told of, each photo has their mean. The paper's own figures are on MS COCO
-and compare with none of these.
+differences paired; where several seeds are told of, each photo has their mean, and a second interval is over the seeds
+(Student's t). A difference is said to be shown where each of these intervals excludes 0. How many seeds were run was
+not fixed beforehand: after three, two were added. The paper's own figures are on MS COCO and compare with none of
+these.
 """
 
 _HOW = """## How to make a row

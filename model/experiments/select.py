@@ -36,14 +36,15 @@ class Difference:
         over_seeds = f"over {len(self.each)} seeds [{self.seeds.low:+.1f}, {self.seeds.high:+.1f}] ({one_by_one})"
         return f"{interval(*self.photos, signed=True)}, {over_seeds}"
 
-    def verdict(self, above: str, below: str) -> str:
-        """`above` or `below` where every interval that there is excludes 0."""
+    def verdict(self, above: str, below: str, neither: str = "no difference") -> str:
+        """`above` or `below` where every interval that there is excludes 0; of one seed, said of its photos alone."""
         intervals = [self.photos] if self.seeds is None else [self.photos, self.seeds]
+        alone = " on these photos, whatever other seeds would do" if self.seeds is None else ""
         if all(one.low > 0 for one in intervals):
-            return above
+            return above + alone
         if all(one.high < 0 for one in intervals):
-            return below
-        return "no difference shown at 95%"
+            return below + alone
+        return f"{neither} shown"
 
 
 NEAR = 0.03  # a measured point stands for a SpeedUp that it is this near to

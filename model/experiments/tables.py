@@ -18,6 +18,7 @@ TOKENS = (
     "Scores x 100 on the given tokens, greedy search; CIDEr-D with its bootstrap interval over photos. "
     "An empty cell was not run."
 )
+ONE_SEED = "One seed of each; how far seeds are apart is shown below where there are several."
 
 
 def score_cells(point: Point) -> list[Cell]:
@@ -48,7 +49,8 @@ def table1(rows: Sequence[ResultRow]) -> Result:
             lines.append([shown, *score_cells(point), against, *speeds, epochs(row)])
     columns = ["System", *SCORES, "CIDEr-D less TF-Complete's", "SpeedUp", "executed", "Epochs"]
     wanted = ["TF-Complete", "TF-2L", "TF-EE", "DeeCap, concatenation"]
-    notes = [TOKENS, "SpeedUp is the paper's ratio, against all layers; `executed` counts the layer-rows that ran."]
+    notes = [TOKENS, ONE_SEED]
+    notes += ["SpeedUp is the paper's ratio, against all layers; `executed` counts the layer-rows that ran."]
     notes += [
         f"{name} has no measured point within 3% of a SpeedUp of {TARGET:g}."
         for name, row in found.items()
@@ -73,7 +75,11 @@ def table3(rows: Sequence[ResultRow]) -> Result:
             lines.append(
                 [f"{name} (x{speedup:g})", fcs, auroc, bleu, interval(*mean_interval(point.cider)), point.speedup]
             )
-    notes = [TOKENS, "FCS and AUROC x 100, teacher-forced, of the confidence at the exit that each token takes."]
+    notes = [
+        TOKENS,
+        ONE_SEED,
+        "FCS and AUROC x 100, teacher-forced, of the confidence at the exit that each token takes.",
+    ]
     if all(name in found for name in names):
         for speedup in (2.0, 4.0):
             gap = difference(by_seed(rows, found[names[0]], found[names[1]]), speedup, layers)
@@ -98,7 +104,7 @@ def table4(rows: Sequence[ResultRow]) -> Result:
         gap = difference([(row, best)], TARGET, layers) if best and row is not best else None
         lines.append([name, *score_cells(point), interval(*gap.photos, signed=True) if gap else None, point.speedup])
     columns = ["Fusion", *SCORES, "CIDEr-D less concatenation's", "SpeedUp"]
-    notes = [TOKENS, "One seed of each; how far seeds are apart is shown below where there are several."]
+    notes = [TOKENS, ONE_SEED]
     return Result("Table 4: fusion", Table(columns, lines), notes=notes, missing=_missing(names, found))
 
 
@@ -135,10 +141,12 @@ def losses(pairs: Sequence[tuple[ResultRow, ResultRow]], layers: int) -> list[st
         if len(lost) == len(pairs):
             gap = Difference.of([early - 2 * mine for mine, early in lost])
             mine, early = (float(np.mean(side)) for side in zip(*lost, strict=True))
+            verdict = gap.verdict(
+                "more than twice as much", "less than twice as much", "neither more nor less than twice"
+            )
             told.append(
                 f"Going to a SpeedUp of {speedup:g}, DeeCap loses {mine:.1f} of its CIDEr-D at full depth and TF-EE "
-                f"{early:.1f}; the latter less twice the former: {gap.told()}; "
-                f"{gap.verdict('more than twice as much', 'less than twice as much')}."
+                f"{early:.1f}; the latter less twice the former: {gap.told()}; {verdict}."
             )
     return told
 

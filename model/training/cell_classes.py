@@ -20,6 +20,7 @@ from model.training.features import view_boxes
 from model.training.given_boxes import GivenBoxes
 
 RARE = 0.01  # chance that an untrained classifier gives a class, so that its first lessons are of what is there
+SLIVER = 0.05  # of the part's side: half a cell
 
 
 @dataclass(frozen=True)
@@ -61,10 +62,13 @@ class CellClasses(nn.Module):
 def boxes_in(part: SeenPart, rows: np.ndarray) -> np.ndarray:
     """Boxes `(G, 6)` of the photo -> those that the part shows any of, as far as it does, relative to it.
 
-    However little is left of a box: of what it holds, the cells that are left show as much as before.
+    Of what a box holds, the cells that are left of it show as much as before. Where less than `SLIVER` is left of a
+    side that was cut, no cell is, and the box is out of sight.
     """
-    seen = zoom_boxes(view_boxes(rows[:, :4], part.view, part.seed), part.window).clip(0.0, 1.0)
-    there = (seen[:, 2:] > seen[:, :2]).all(1)
+    whole = zoom_boxes(view_boxes(rows[:, :4], part.view, part.seed), part.window)
+    seen = whole.clip(0.0, 1.0)
+    sides = seen[:, 2:] - seen[:, :2]
+    there = (sides >= np.minimum(whole[:, 2:] - whole[:, :2], SLIVER) - 1e-6).all(1)
     return np.concatenate((seen, rows[:, 4:]), 1)[there]
 
 

@@ -135,8 +135,13 @@ class Trainer:
         saved = torch.load(path, map_location=self.device, weights_only=True) if path.exists() else {}
         if saved.get("stage") == stage.name:
             self._load(saved)
-            optimiser.load_state_dict(saved["optimiser"])
-            average.load_state_dict(saved["average"])
+            try:
+                optimiser.load_state_dict(saved["optimiser"])
+                average.load_state_dict(saved["average"])
+            except ValueError as error:
+                raise ValueError(
+                    f"{path} is of another configuration, or version: remove it to begin {stage.name} anew"
+                ) from error
             progress = saved["progress"]
         while progress["epoch"] < stage.epochs and progress["epoch"] - progress["best_epoch"] <= stage.patience:
             self._run_epoch(stage, progress["epoch"], rows, optimiser, average)

@@ -170,7 +170,7 @@ class PhotoRegions:
         if self.trunk is not None and self.region_head is None:
             self.trunk.load_state_dict(state["trunk"])
         if self.cell_classes is not None and "cell_classes" in state and not other_run:
-            if state["classes"] != list(self.cell_classes.given.classes):
+            if state.get("classes") != list(self.cell_classes.given.classes):
                 raise ValueError("the saved run's boxes are of other classes: choose another work folder")
             self.cell_classes.load_state_dict(state["cell_classes"])
 
@@ -188,8 +188,6 @@ class PhotoRegions:
 
     def _read_files(self, path: Path) -> int:
         """The regions' F."""
-        if any(stage.own_captions or stage.tune_trunk_from >= 0 for stage in self.settings.stages):
-            raise ValueError("region_features leave no trunk to tune and no photos to draw own captions for")
         names, numbers = [photo.name for photo in self.photos.all], [photo.number for photo in self.photos.all]
         self._files = RegionFiles(path, names, numbers)
         return self._files.feature_width
@@ -197,7 +195,8 @@ class PhotoRegions:
     def _tuning(self, trunk: Trunk, rows: PhotoRows, given: GivenBoxes | None) -> TrunkTuning:
         beside: list[int] = []
         if given is not None:
-            self.cell_classes = CellClasses(given, HEAD_WIDTH).to(self.device)
+            with torch.random.fork_rng(devices=[]):  # the captioner begins as it would without these lessons
+                self.cell_classes = CellClasses(given, HEAD_WIDTH).to(self.device)
             beside = [row for row in self.photos.of("unlabelled") if self.photos.all[row].name in given.of]
             if len(beside) < (most := max(stage.cell_class_photos for stage in self.settings.stages)):
                 raise ValueError(f"{len(beside)} photos without captions have boxes: cell_class_photos are {most}")

@@ -188,6 +188,8 @@ def read_settings(path: Path) -> TrainSettings:
             raise ValueError(f"{path}, [exit_policy]: {error}") from error
     if any(stage.cell_classes for stage in stages) != bool(data.boxes):
         raise ValueError(f"{path}, [data]: boxes are for stages with cell_classes, which need them")
+    if data.region_features and any(stage.own_captions or stage.tune_trunk_from >= 0 for stage in stages):
+        raise ValueError(f"{path}: region_features leave no trunk to tune and no photos to draw own captions for")
     if any(stage.cell_class_photos for stage in stages) and not data.unlabelled_photos:
         raise ValueError(f"{path}, [data]: cell_class_photos need unlabelled_photos")
     for name in ("starts_from_bundle", "extractor_of_bundle"):

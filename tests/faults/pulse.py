@@ -9,16 +9,18 @@ from types import TracebackType
 import redis
 
 EVERY = 0.02  # seconds
+PATIENCE = 5.0  # seconds that a ping may take: more than any refusal
 
 
 class Pulse:
-    """`with`: pings from a thread of its own until it is left."""
+    """`with`: pings from a thread and over a connection of its own until it is left; fails then where one failed."""
 
-    def __init__(self, store: redis.Redis) -> None:
-        self._store = store
+    def __init__(self, url: str) -> None:
+        self._url = url
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
         self._beats: list[tuple[float, float]] = []  # when it was sent and answered, by time.monotonic()
+        self._failed: Exception | None = None
 
     def __enter__(self) -> Pulse:
         self._thread.start()
@@ -26,14 +28,22 @@ class Pulse:
 
     def __exit__(self, kind: type[BaseException] | None, *_: BaseException | TracebackType | None) -> None:
         self._left.set()
-        self._thread.join()
+        self._thread.join(2 * PATIENCE)
+        if kind is None:
+            assert not self._thread.is_alive(), "the store answers no ping"
+            assert self._failed is None, f"the store answered no ping: {self._failed!r}"
 
-    def slowest(self, begin: float, end: float) -> float:
-        """Seconds that the slowest ping took which was under way between two moments, by time.monotonic()."""
-        return max((answered - sent for sent, answered in self._beats if sent < end and answered > begin), default=0.0)
+    def held_up(self, begin: float, end: float) -> float:
+        """Seconds between two moments, by time.monotonic(), that the ping took which took most of them."""
+        shared = (min(answered, end) - max(sent, begin) for sent, answered in self._beats)
+        return max(0.0, *shared, 0.0)
 
     def _beat(self) -> None:
-        while not self._left.wait(EVERY):
-            sent = time.monotonic()
-            self._store.ping()
-            self._beats.append((sent, time.monotonic()))
+        try:
+            with redis.Redis.from_url(self._url, socket_timeout=PATIENCE, retry=None) as store:
+                while not self._left.wait(EVERY):
+                    sent = time.monotonic()
+                    store.ping()
+                    self._beats.append((sent, time.monotonic()))
+        except redis.RedisError as error:
+            self._failed = error

@@ -77,6 +77,9 @@ def test_what_is_out_of_sight_is_left_out_and_the_rest_cut_off() -> None:
     part = SeenPart("a.jpg", FULL, 0, np.array([0.5, 0.0, 1.0, 0.8]))
     rows = np.array([[0.0, 0.0, 0.5, 0.8, 3, 0.8], [0.0, 0.0, 0.6, 0.8, 2, 0.7], [0.5, 0.8, 1.0, 1.0, 1, 0.6]])
     assert boxes_in(part, rows) == pytest.approx(np.array([[0.0, 0.0, 0.2, 1.0, 2, 0.7]]))
+    # Two hundredths are left of the first, which is too little; the second is as small, but whole.
+    slivers = np.array([[0.0, 0.0, 0.51, 0.8, 4, 0.9], [0.6, 0.1, 0.61, 0.5, 5, 0.9]])
+    assert boxes_in(part, slivers)[:, 4].tolist() == [5]
 
 
 def test_a_share_of_the_regions_is_hidden_and_never_all() -> None:
