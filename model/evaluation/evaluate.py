@@ -114,9 +114,10 @@ def _ptb_scores(run: Run, photos: EvaluationSet) -> dict[str, Any]:
 
 
 def compare(run: Run, other: Captioner, photos: EvaluationSet, speed: str | float, beam: int = 1) -> dict[str, Any]:
-    """Another bundle at the same speed, by its own table: CIDEr-D x 100 of `run` less its own, paired over photos.
+    """A bundle at a speed of its own table: CIDEr-D x 100 of `run`, of it or another, less its own, paired over photos.
 
-    `photos` are those of `run`, in the same order, as the other bundle's extractor sees them.
+    `photos` are those of `run`, in the same order, as the other bundle's extractor sees them. Raises
+    `model.exits.UnknownSpeedError` for a speed that its table does not have.
     """
     other_run = describe_all(other, photos, other.speeds.resolve(speed).tau, beam)
     ciders = [per_image_cider(one.words, photos.references) for one in (run, other_run)]

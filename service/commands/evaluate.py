@@ -18,7 +18,10 @@ def evaluate(
     split: Annotated[str, typer.Option(help="Which photos of the file.")] = "val",
     speed: Annotated[str | None, typer.Option(help="A tier or a number. Default: balanced.")] = None,
     tau: Annotated[float | None, typer.Option(help="Entropy threshold in nats, in place of a speed.")] = None,
-    against: Annotated[Path | None, typer.Option(help="Another bundle, compared at the same speed.")] = None,
+    against: Annotated[Path | None, typer.Option(help="Another bundle to compare with, at the same speed.")] = None,
+    against_speed: Annotated[
+        str | None, typer.Option(help="The speed to compare with: of --against, or else of the same bundle.")
+    ] = None,
     beam: Annotated[int, typer.Option(min=1, max=5, help="Hypotheses per photo.")] = 1,
     ptb: Annotated[bool, typer.Option(help="Score on PTB tokens as well; needs Java.")] = False,
     limit: Annotated[int | None, typer.Option(min=1, help="Only the first so many photos.")] = None,
@@ -39,11 +42,14 @@ def evaluate(
     from model.evaluation.metrics import JavaError
     from model.exits import DEFAULT_SPEED, UnknownSpeedError
 
-    if against and tau is not None:
+    if against and tau is not None and against_speed is None:
         stop("--against compares at a speed: thresholds of two models mean different things")
     captioner = load_captioner(read_settings(bundle=bundle, device=device))
+    other = load_captioner(read_settings(bundle=against, device=device)) if against else captioner
+    other_speed = against_speed or speed or DEFAULT_SPEED
     try:
         asked = captioner.speeds.resolve(speed, tau)
+        other.speeds.resolve(other_speed)  # what is not there is told of before the work, not after it
         seen = look_at_split(captioner, captions, photos, split, limit)
         about = {"captions": str(captions), "split": split, "speed": asked.requested, "machine": machine(captioner)}
         run = describe_all(captioner, seen, asked.tau, beam)
@@ -57,10 +63,9 @@ def evaluate(
             }
         else:
             result = {**about, **measure(captioner, seen, run, asked, beam, ptb)}
-        if against:
-            other = load_captioner(read_settings(bundle=against, device=device))
-            seen_by_other = look_at_split(other, captions, photos, split, limit)
-            result["against"] = compare(run, other, seen_by_other, speed or DEFAULT_SPEED, beam)
+        if against or against_speed:
+            seen_by_other = look_at_split(other, captions, photos, split, limit) if against else seen
+            result["against"] = compare(run, other, seen_by_other, other_speed, beam)
     except (UnknownSpeedError, ValueError, FileNotFoundError, ModuleNotFoundError, JavaError) as error:
         stop(str(error))
     text = json.dumps(result, indent=1)

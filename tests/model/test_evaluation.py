@@ -123,8 +123,18 @@ def test_the_commands_write_what_they_measure(random_bundle: Any, data: Path, tm
     measured = json.loads((folder / "speeds.json").read_text())["measured"]
     assert measured["split"] == "captions val, 5 photos"
     out = tmp_path / "figures.json"
-    told = CliRunner().invoke(app, ["evaluate", *where, "--speed", "turbo", "--out", str(out)])
+    told = CliRunner().invoke(
+        app, ["evaluate", *where, "--speed", "turbo", "--against-speed", "full", "--out", str(out)]
+    )
     assert told.exit_code == 0, told.output
-    assert json.loads(out.read_text())["photos"] == 5
+    found = json.loads(out.read_text())
+    assert found["photos"] == 5
+    assert found["against"]["speedup"] == 1.0
+    lost = found["scores"]["cider_d"] - found["against"]["cider_d"]
+    assert found["against"]["cider_d_difference"] == pytest.approx(lost, abs=1e-6)
+    unknown = CliRunner().invoke(app, ["evaluate", *where, "--against-speed", "warp"])
+    assert unknown.exit_code == 2
+    assert "speed must be one of" in unknown.output
+    assert "looking" not in unknown.output  # it is told of at once
     refused = CliRunner().invoke(app, ["evaluate", *where, "--tau", "1", "--against", str(folder)])
     assert refused.exit_code == 2
