@@ -1,4 +1,4 @@
-"""How long the store takes to answer a ping, over and over: what no front can be faster than, whatever it does."""
+"""Whether this machine and the store were there all the while: what they held up says nothing of the service."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from types import TracebackType
 import redis
 
 EVERY = 0.02  # seconds
-PATIENCE = 5.0  # seconds that a ping may take: more than any refusal
+PATIENCE = 5.0  # seconds that a ping may take
+HELD_UP = 0.15  # seconds: from here on speeds move and refusals come late, whoever's fault it is
 
 
 class Pulse:
@@ -19,8 +20,13 @@ class Pulse:
         self._url = url
         self._left = threading.Event()
         self._thread = threading.Thread(target=self._beat, daemon=True)
-        self._beats: list[tuple[float, float]] = []  # when it was sent and answered, by time.monotonic()
+        self._longest = 0.0  # seconds from when a ping was due until it was answered
         self._failed: Exception | None = None
+
+    @property
+    def held_up(self) -> bool:
+        """Whether a ping was sent, or answered, so late that what was measured meanwhile is to be measured again."""
+        return self._longest > HELD_UP
 
     def __enter__(self) -> Pulse:
         self._thread.start()
@@ -33,17 +39,15 @@ class Pulse:
             assert not self._thread.is_alive(), "the store answers no ping"
             assert self._failed is None, f"the store answered no ping: {self._failed!r}"
 
-    def held_up(self, begin: float, end: float) -> float:
-        """Seconds between two moments, by time.monotonic(), that the ping took which took most of them."""
-        shared = (min(answered, end) - max(sent, begin) for sent, answered in self._beats)
-        return max(0.0, *shared, 0.0)
-
     def _beat(self) -> None:
         try:
             with redis.Redis.from_url(self._url, socket_timeout=PATIENCE, retry=None) as store:
-                while not self._left.wait(EVERY):
-                    sent = time.monotonic()
+                store.ping()  # the first one connects
+                due = time.monotonic() + EVERY
+                while not self._left.wait(max(0.0, due - time.monotonic())):
                     store.ping()
-                    self._beats.append((sent, time.monotonic()))
+                    answered = time.monotonic()
+                    self._longest = max(self._longest, answered - due)
+                    due = answered + EVERY
         except redis.RedisError as error:
             self._failed = error

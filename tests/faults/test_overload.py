@@ -18,7 +18,6 @@ pytestmark = pytest.mark.anyio
 # "At once": a refusal waits for no worker, only for one round trip to the store. Retry-After says a second at least;
 # who is told so must know within half of that, or the word comes as late as the next try. The half of them, 0.1 s.
 ALL_REFUSED_WITHIN, HALF_REFUSED_WITHIN = 0.5, 0.1
-RETRY_AFTER = 1.0  # the least that is said
 # Of what the same workers did a moment before with just enough to do. Nine tenths is the aim; on a machine where others
 # work too, the one or the other second may be lost to them.
 LEAST_GOODPUT = 0.7
@@ -61,10 +60,10 @@ async def test_overload(cluster: Cluster, books: Books, seconds: int, capsys: py
                 begin = time.monotonic()
                 await load.run(2 * capacity, seconds)
                 end = time.monotonic()
-        if set(codes(load.all)) != {"ok"}:
+        if set(codes(load.all)) != {"ok"} and not pulse.held_up:
             break
-        # All were answered: this machine was busy with something else, and what was set was no such load.
-        assert_all_answered(load.all)
+        # All were answered, or all were held up: this machine was busy with something else. The last try counts anyhow.
+        assert_all_answered(load.all, but=("overloaded",))
         books.check(load.all)
     late = end - begin - seconds
     refused = sorted((sent for sent in load.all if sent.code == "overloaded"), key=lambda sent: sent.took)
@@ -84,13 +83,7 @@ async def test_overload(cluster: Cluster, books: Books, seconds: int, capsys: py
     surplus = len(load.all) - capacity * (end - begin) - INTERACTIVE_DEPTH
     assert len(refused) > surplus / 2, f"{len(refused)} were refused, of a surplus of {surplus:.0f}: where is the rest?"
     assert late < 2, f"the clients came {late:.1f} s late: the service, or this machine, held them up"
-    # The store's own time is not the front's: where its disk or this machine held it up, refusals may be late by as
-    # much, but no later than the next try would be.
-    slow = [
-        sent
-        for sent in refused
-        if sent.took > min(ALL_REFUSED_WITHIN + pulse.held_up(sent.at, sent.at + sent.took), RETRY_AFTER)
-    ]
+    slow = [sent for sent in refused if sent.took > ALL_REFUSED_WITHIN]
     # One in a hundred may fall into a moment in which this machine does something else.
     assert len(slow) <= len(refused) / 100, listed(slow, f"of {len(refused)} waited for their refusal")
     half = refused[len(refused) // 2].took

@@ -9,6 +9,7 @@ import pytest
 
 from tests.faults.cluster import Cluster
 from tests.faults.load import Load, Sent, assert_all_answered
+from tests.faults.pulse import Pulse
 from tests.service.fakes import LAYERS
 from tests.service.redis_server import MISSING, find_binary
 
@@ -18,9 +19,7 @@ LOOK, WORDS = 0.010, 0.060  # seconds at full depth
 FULL, MOST = "full", 4.0  # what is asked for, and the SpeedUp that half of the clients allow
 LOAD, CALM = 2.0, 0.4  # times what two workers can do at full depth
 SECONDS = 8.0
-DEEP = 0.95 * LAYERS
-# To be calm: a moment in which this machine does something else is a load too. Speeds are to be back within 12 seconds.
-TRIES = 3
+TRIES = 3  # to measure what nothing else on this machine disturbs
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +39,17 @@ def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
         yield running
     finally:
         running.close()
+
+
+async def calm(cluster: Cluster, seconds: float) -> list[Sent]:
+    """A load that two workers can bear, again where this machine held it up; the last try counts anyhow."""
+    for _ in range(TRIES):
+        with Pulse(cluster.redis.url) as pulse:
+            those = await loaded(cluster, CALM, seconds, allowing=True)
+        if not pulse.held_up:
+            break
+        cluster.settle()
+    return those
 
 
 async def loaded(cluster: Cluster, share: float, seconds: float, allowing: bool) -> list[Sent]:
@@ -63,36 +73,25 @@ def depth(those: list[Sent], begin: float, end: float) -> float:
     return statistics.mean(sent.depth for sent in those if sent.answered and begin <= (sent.at - first) / length <= end)
 
 
-async def calm_depth(cluster: Cluster) -> float:
-    """Mean exit layer where little comes and half allow more speed: of the first try that is calm, else of the calmest.
-
-    Only the second half of each counts, so that what was before is over.
-    """
-    found = []
-    while len(found) < TRIES and max(found, default=0.0) <= DEEP:
-        cluster.settle()
-        found.append(depth(await loaded(cluster, CALM, SECONDS / 2, allowing=True), 0.5, 1))
-    return max(found)
-
-
 async def test_fewer_are_refused_where_half_allow_more_speed(
     cluster: Cluster, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    before = await calm_depth(cluster)
+    before = await calm(cluster, SECONDS / 2)
     allowed = await loaded(cluster, LOAD, SECONDS, allowing=True)
-    after = await calm_depth(cluster)
+    cluster.settle()
+    after = await calm(cluster, SECONDS)
     asked = await loaded(cluster, LOAD, SECONDS, allowing=False)
-    under_load = depth(allowed, 0.5, 1)
+    depths = [depth(before, 0.5, 1), depth(allowed, 0.5, 1), depth(after, 0.75, 1)]
     with capsys.disabled():
         print(
             f"\n  overload: {refused(asked):.0%} refused, {refused(allowed):.0%} where half allow more speed; "
-            f"mean exit layer {before:.2f} before, {under_load:.2f} under load, {after:.2f} after"
+            f"mean exit layer {depths[0]:.2f} before, {depths[1]:.2f} under load, {depths[2]:.2f} after"
         )
     assert refused(asked) > 0.3, "the load was none"
     assert refused(allowed) < 0.8 * refused(asked)
     # The other half still leaves at the last layer.
-    assert before > DEEP
-    assert under_load < 0.8 * LAYERS
-    assert after > DEEP
+    assert depths[0] > 0.95 * LAYERS
+    assert depths[1] < 0.8 * LAYERS
+    assert depths[2] > 0.95 * LAYERS
     fixed = [sent.depth for sent in allowed if sent.answered and not sent.may_be_faster]
     assert set(fixed) == {float(LAYERS)}, "who allows nothing gets the speed that was asked for"
