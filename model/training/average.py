@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -31,15 +33,15 @@ class WeightAverage:
             module.load_state_dict(self.values[name])
             self.values[name] = current
 
-    def state_dict(self) -> dict[str, object]:
+    def state_dict(self) -> dict[str, Any]:
         return {"steps": self.steps, "values": self.values}
 
-    def load_state_dict(self, state: dict[str, object]) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Raises `ValueError` for an average of other modules."""
-        if set(state["values"]) != set(self.values):  # type: ignore[call-overload]
-            raise ValueError(f"the average is of {sorted(state['values'])}, not {sorted(self.values)}")  # type: ignore[call-overload]
-        self.steps = int(state["steps"])  # type: ignore[call-overload]
-        for name, values in state["values"].items():  # type: ignore[attr-defined]
+        if set(state["values"]) != set(self.values):
+            raise ValueError(f"the average is of {sorted(state['values'])}, not {sorted(self.values)}")
+        self.steps = int(state["steps"])
+        for name, values in state["values"].items():
             for key, value in values.items():
                 self.values[name][key].copy_(value)
 

@@ -20,7 +20,8 @@ from model.training.features import view_boxes
 from model.training.given_boxes import GivenBoxes
 
 RARE = 0.01  # chance that an untrained classifier gives a class, so that its first lessons are of what is there
-SLIVER = 0.05  # of the part's side: half a cell
+SLIVER = 0.05  # of the part's side: about half of one of nine cells
+ROUNDING = 1e-6  # of float32 boxes
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def boxes_in(part: SeenPart, rows: np.ndarray) -> np.ndarray:
     whole = zoom_boxes(view_boxes(rows[:, :4], part.view, part.seed), part.window)
     seen = whole.clip(0.0, 1.0)
     sides = seen[:, 2:] - seen[:, :2]
-    there = (sides >= np.minimum(whole[:, 2:] - whole[:, :2], SLIVER) - 1e-6).all(1)
+    there = (sides >= np.minimum(whole[:, 2:] - whole[:, :2], SLIVER) - ROUNDING).all(1)
     return np.concatenate((seen, rows[:, 4:]), 1)[there]
 
 

@@ -18,7 +18,7 @@ from PIL import Image, UnidentifiedImageError
 
 from model.training.data import Photo, coco_photos, is_coco
 from model.training.from_bundle import read_start, with_new_words
-from model.training.given_boxes import boxes_of_some, read_boxes
+from model.training.given_boxes import count_with_boxes, read_boxes
 from model.training.photos import SUFFIXES, photo_names
 from model.training.readers.keys import photo_keys
 from model.training.readers.open_regions import RegionStore, open_regions
@@ -73,14 +73,14 @@ def _boxes(settings: TrainSettings, data: Path, photos: Sequence[Photo], report:
     except (OSError, ValueError) as error:
         report.problems.append(str(error))
         return
-    known = boxes_of_some(given, [photo.name for photo in photos if photo.split in ("train", "restval")])
+    known = count_with_boxes(given, [photo.name for photo in photos if photo.split in ("train", "restval")])
     if photos and not known:
         report.problems.append(f"{path}: boxes of none of the photos in the split train")
     report.facts.update(train_photos_with_boxes=known)
     wanted = max(stage.cell_class_photos for stage in settings.stages)
     if wanted and settings.data.unlabelled_photos:
         with suppress(FileNotFoundError):  # no photos at all are told of where they are looked for
-            more = boxes_of_some(given, photo_names(data / settings.data.unlabelled_photos))
+            more = count_with_boxes(given, photo_names(data / settings.data.unlabelled_photos))
             if more < wanted:
                 report.problems.append(
                     f"{path}: boxes of {more} photos without captions, cell_class_photos are {wanted}"

@@ -47,8 +47,8 @@ def read_boxes(path: Path) -> GivenBoxes:
     return GivenBoxes(classes, of)
 
 
-def boxes_of_some(given: GivenBoxes, names: Iterable[str]) -> int:
-    """Of how many photos there are boxes. Not every photo needs some, but a file of none is another data set's."""
+def count_with_boxes(given: GivenBoxes, names: Iterable[str]) -> int:
+    """How many of the photos have boxes. Not every photo needs some, but a file of none is another data set's."""
     return sum(name in given.of for name in names)
 
 

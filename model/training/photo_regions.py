@@ -23,7 +23,7 @@ from model.bundle import EXTRACTOR, Bundle
 from model.training.cell_classes import CellClasses
 from model.training.data import Photo, read_captions
 from model.training.from_bundle import KEPT
-from model.training.given_boxes import GivenBoxes, boxes_of_some, read_boxes
+from model.training.given_boxes import GivenBoxes, count_with_boxes, read_boxes
 from model.training.memory_format import channels_last
 from model.training.photos import iterate_photos, photo_names
 from model.training.regions import KeptRegions, PhotoList, PhotoRows, PhotoSource, RegionFiles, boxes_for, kept_rows
@@ -36,10 +36,8 @@ KEPT_VIEWS = 2  # whole and mirrored, where regions are kept and the trunk does 
 
 @dataclass(frozen=True)
 class RunPhotos:
-    """The photos of a run: train, val and extra ones of their files, then those without captions; and where they are.
-
-    What is read has no captions where a stage's own are to do: those photos are of the split `unlabelled`.
-    """
+    """The photos of a run and where they are: of the split train and val, extra ones of train, then, of the split
+    `unlabelled`, those without captions."""
 
     all: tuple[Photo, ...]
     sources: tuple[PhotoSource, ...]  # of all, in their order
@@ -50,7 +48,11 @@ class RunPhotos:
 
 
 def read_photos(settings: TrainSettings, data: Path) -> RunPhotos:
-    """Raises `ValueError` for bad caption files, or splits that cannot be trained on; `FileNotFoundError`."""
+    """Those without captions join the others where a stage wants them.
+
+    Raises `ValueError` for bad caption files, or splits that cannot be trained on, `FileNotFoundError` for what is not
+    there.
+    """
     told, views = settings.data, settings.views
     photos = [photo for photo in read_captions(data / told.captions) if photo.split in ("train", "val")]
     extra = read_captions(data / told.extra_captions) if told.extra_captions else []
@@ -182,7 +184,7 @@ class PhotoRegions:
             return None
         path = data / self.settings.data.boxes
         given = read_boxes(path)
-        if not boxes_of_some(given, [self.photos.all[row].name for row in self.photos.of("train")]):
+        if not count_with_boxes(given, [self.photos.all[row].name for row in self.photos.of("train")]):
             raise ValueError(f"{path} has boxes of none of the photos in the split train")
         return given
 

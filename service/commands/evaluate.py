@@ -49,7 +49,8 @@ def evaluate(
     other_speed = against_speed or speed or DEFAULT_SPEED
     try:
         asked = captioner.speeds.resolve(speed, tau)
-        other.speeds.resolve(other_speed)  # what is not there is told of before the work, not after it
+        if against or against_speed:
+            other.speeds.resolve(other_speed)  # what is not there is told of before the work, not after it
         seen = look_at_split(captioner, captions, photos, split, limit)
         about = {"captions": str(captions), "split": split, "speed": asked.requested, "machine": machine(captioner)}
         run = describe_all(captioner, seen, asked.tau, beam)

@@ -221,7 +221,7 @@ class Watched(CellClasses):
         return features.mean()
 
 
-def tuning(unlabelled: int = 3) -> tuple[TrunkTuning, np.ndarray]:
+def tuning(unlabelled: int = 3) -> tuple[TrunkTuning, np.ndarray, Watched]:
     """Two views of two captioned photos and one of some others, whose maps all differ."""
     random = np.random.default_rng(0)
     captioned = random.normal(size=(2, 2, 120, 18, 18)).astype(np.float16)
@@ -229,7 +229,8 @@ def tuning(unlabelled: int = 3) -> tuple[TrunkTuning, np.ndarray]:
     names = ("a.jpg", "b.jpg", *(f"{number}.jpg" for number in range(unlabelled)))
     watched = Watched(GivenBoxes(("dog",), {}), 120)
     trunk: Any = Halving()
-    return TrunkTuning(trunk, PhotoRows(names, (captioned, others)), watched, range(2, 2 + unlabelled)), captioned
+    photos = PhotoRows(names, (captioned, others))
+    return TrunkTuning(trunk, photos, watched, range(2, 2 + unlabelled)), captioned, watched
 
 
 def stage(**told: Any) -> StageSettings:
@@ -237,7 +238,7 @@ def stage(**told: Any) -> StageSettings:
 
 
 def test_a_stage_that_changes_nothing_sees_photos_whole_and_draws_nothing() -> None:
-    tuned, maps = tuning()
+    tuned, maps, _ = tuning()
     random = np.random.default_rng(1)
     before = random.bit_generator.state
     features, loss = tuned.look(stage(), [1, 0], [0, 1], random)
@@ -249,11 +250,11 @@ def test_a_stage_that_changes_nothing_sees_photos_whole_and_draws_nothing() -> N
 
 
 def test_cells_are_asked_of_the_parts_that_were_seen_and_other_photos_beside() -> None:
-    tuned, maps = tuning()
+    tuned, maps, watched = tuning()
     told = stage(smallest_window=0.5, cell_classes=0.25, cell_class_photos=2)
     features, loss = tuned.look(told, [1, 0], [0, 1], np.random.default_rng(1))
     assert features.shape == (2, 81, 120)
-    seen, parts = tuned.cell_classes.asked  # type: ignore[union-attr]
+    seen, parts = watched.asked
     assert torch.equal(seen[:2], features)
     assert loss.item() == pytest.approx(0.25 * seen.mean().item())
     assert [(part.name, part.view) for part in parts[:2]] == [("b.jpg", 0), ("a.jpg", 1)]

@@ -13,10 +13,11 @@ from model.evaluation.intervals import mean_interval, paired_bootstrap, seeds_in
 from model.evaluation.result_rows import Point, ResultRow
 from model.exits import SpeedRow, SpeedTable
 from model.experiments.ablations import ablations, one_choice, seeds
+from model.experiments.differences import Difference
 from model.experiments.figures import figure2, figure3, figure5, reliability
 from model.experiments.others import figure6, policies, speedups
 from model.experiments.page import FROM_ROWS, results, write_page
-from model.experiments.select import Difference, by_kind, by_seed, cider_at, difference, kind, near
+from model.experiments.select import by_kind, by_seed, cider_at, difference, kind, near
 from model.experiments.tables import table1, table3, table4, verdicts
 
 SPEEDS = SpeedTable(
